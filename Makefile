@@ -1,0 +1,48 @@
+# Needs python3.11 or later and make; everything else is installed into .venv on first use.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	command -v $$p >/dev/null && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+DEMO_OUT := results/demo
+
+# JAX must not pick up a half-configured accelerator during tests, and BLAS must not fight the test workers for cores.
+test check-long: export JAX_PLATFORMS := cpu
+test check-long: export OMP_NUM_THREADS := 1
+
+.PHONY: demo test bench bench-quick lint format check-long clean
+
+demo: $(STAMP)
+	$(BIN)/vsim sweep sweeps/demo.yaml --out $(DEMO_OUT)
+	$(BIN)/vsim figures $(DEMO_OUT)
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check-long: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow or not slow"
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.benchmarks
+
+bench-quick: $(STAMP)
+	$(BIN)/python -m tests.benchmarks --quick
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "vsim needs Python 3.11 or later with venv; set PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) results .pytest_cache .ruff_cache .hypothesis
