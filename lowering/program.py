@@ -44,7 +44,7 @@ class Flag(IntFlag):
     """Bits of the `FLAGS` column."""
 
     DST_ACC = 1
-    """The destination (LOAD, SYSTOLIC, VECTOR) or the stored region (STORE) is in the accumulator, not the scratchpad."""
+    """The destination (LOAD, SYSTOLIC, VECTOR) or the stored region (STORE) is in the accumulator."""
     SRC_A_ACC = 2
     SRC_B_ACC = 4
     PRELOAD = 8
@@ -78,7 +78,10 @@ class Col(IntEnum):
     SRC_B_STEP1 = 15
     SRC_B_STEP2 = 16
     SIZE1 = 17
-    """SYSTOLIC: streamed rows = size1 * size2; VECTOR: cycles = size1 * size2. The LAST variants hold in the last trip of that loop."""
+    """SYSTOLIC: streamed rows = size1 * size2; VECTOR: cycles = size1 * size2.
+
+    Sizes 1 and 2 go with loops 1 and 2; the LAST variants hold in the last trip of their loop.
+    """
     SIZE1_LAST = 18
     SIZE2 = 19
     SIZE2_LAST = 20
@@ -106,7 +109,10 @@ class TileCol(IntEnum):
     """FIRST_ROW == END_ROW: a tile without work; it takes its dispatch slot and one cycle."""
     LAYER = 2
     ACCUMULATE = 3
-    """1: continues the partial sums of the tile placed before it on the same core (same layer, same ACC_KEY): keeps its accumulator half."""
+    """1: continues the partial sums of the tile placed before it on the same core, and keeps its accumulator half.
+
+    That tile must be of the same layer and have the same ACC_KEY.
+    """
     ACC_KEY = 4
 
 
@@ -154,8 +160,10 @@ class Program:
 
     @property
     def n_cores(self) -> int:
+        """Cores that the schedule covers."""
         return int(self.schedule.shape[1])
 
     @property
     def n_layers(self) -> int:
+        """Layers, executed one after the other."""
         return len(self.layers)

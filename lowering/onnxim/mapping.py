@@ -1,0 +1,82 @@
+"""Tile sizes as ONNXim's built-in heuristic chooses them (`onnxim.md` section 5.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+
+from hwconfigs.errors import UserError
+from hwconfigs.schema import HwConfig
+
+
+@dataclass(frozen=True)
+class GemmMapping:
+    """Inner tile sizes of Y[n, m] = sum over k; every one a positive multiple of the array size."""
+
+    n: int
+    m: int
+    k: int
+
+
+def gemm_mapping(hw: HwConfig, n: int, m: int, k: int) -> GemmMapping:
+    """Tile sizes for a GEMM of `n` rows, `m` columns and depth `k` on the first core of `hw`.
+
+    Where the original divides by zero (section 13, Q3), a tile of one block takes its place.
+    Raises UserError when the array is not square or one block does not fit the memories.
+    """
+    core = hw.core(0)
+    d = core.rows
+    if core.cols != d or d & (d - 1):
+        raise UserError(
+            f"--compat onnxim needs a square systolic array whose side is a power of two, not {core.rows}x{core.cols}"
+            " (cores.rows, cores.cols)"
+        )
+    ij, kk = _largest_tile_blocks(core.spad_kib * 1024, core.acc_kib * 1024, d, hw.precision_bytes)
+    tiles_n = min(_ceil(n, d), _ceil(n, ij * d))
+    tiles_m = min(_ceil(m, d), _ceil(m, ij * d))
+    tiles_k = min(_ceil(k, d), _ceil(k, kk * d))
+    tiles_n, tiles_m = _spread_over_cores(tiles_n, tiles_m, n, m, hw.cores.count)
+    return GemmMapping(_inner(n, tiles_n, d), _inner(m, tiles_m, d), _inner(k, tiles_k, d))
+
+
+def _largest_tile_blocks(spad_bytes: int, acc_bytes: int, d: int, precision_bytes: int) -> tuple[int, int]:
+    """Side of the output tile and depth of the operand tiles, in blocks of d."""
+    spad_blocks = spad_bytes // (2 * d * precision_bytes) // 2 // d
+    ij = isqrt(acc_bytes // (d * 4 * 2) // d)
+    # The original stops here when ij exceeds the scratchpad's blocks; a smaller output tile runs.
+    ij = min(ij, spad_blocks)
+    if ij == 0:
+        raise UserError(
+            f"a tile of one {d}x{d} block does not fit: cores.spad_kib = {spad_bytes // 1024}, "
+            f"cores.acc_kib = {acc_bytes // 1024}; enlarge the memories or shrink the array"
+        )
+    return ij, spad_blocks // ij
+
+
+def _spread_over_cores(tiles_n: int, tiles_m: int, n: int, m: int, n_cores: int) -> tuple[int, int]:
+    """Cut the longer side further when there are fewer tiles than cores, then add the remainder to it (Q4)."""
+
+    def cut(step) -> None:
+        nonlocal tiles_n, tiles_m
+        if m > n and m > n_cores:
+            tiles_m = step(tiles_m)
+        elif n > m and n > n_cores:
+            tiles_n = step(tiles_n)
+
+    if tiles_n * tiles_m < n_cores:
+        factor = _ceil(n_cores, tiles_n * tiles_m)
+        cut(lambda tiles: tiles * factor)
+    remainder = tiles_n * tiles_m % n_cores
+    if remainder:
+        cut(lambda tiles: tiles + remainder)
+    return tiles_n, tiles_m
+
+
+def _inner(total: int, tiles: int, d: int) -> int:
+    """Tile size: rounded down to whole blocks, but at least one."""
+    padded = _ceil(total, d) * d
+    return max(_ceil(padded, tiles) // d, 1) * d
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
