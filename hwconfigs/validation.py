@@ -32,7 +32,7 @@ def build(model: type[ModelT], data: object, where: Callable[[Sequence[str | int
     """Validate ``data`` as ``model``. ``where`` maps the path of the offending key to a place, e.g. ``file:line``.
 
     Raises `ConfigError` on the first problem and says how many more there are. The text of a ``ValueError`` raised by a
-    validator may begin with a key of its own model (``"channels = 3 is ..."``); the path to that model is put before it.
+    validator may begin with a key of its own model (``"channels = 3 is ..."``); the path to that model is put in front.
     """
     try:
         return model.model_validate(data)
