@@ -1,0 +1,1 @@
+"""Figures from stored sweep results. No simulation happens here."""

@@ -1,0 +1,1 @@
+"""Sweeps: a specification becomes points, points become stored results."""

@@ -1,0 +1,77 @@
+"""Progress of a sweep on the terminal: points done, lane-cycles per second, time left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn
+
+from sweeps.runner import Observer
+from vsim.api import Progress
+
+_LINE_EVERY_SECONDS = 20.0
+
+
+class ProgressReport(Observer):
+    """A progress bar on a terminal; elsewhere (a log file, CI) a line now and then. Use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[speed]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting", total=None, speed="")
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def lowering(self, done: int, total: int) -> None:
+        """Show how many points are lowered."""
+        self._show("lowering", done, total, "")
+
+    def simulating(self, reused: int, progress: Progress) -> None:
+        """Show how many points are finished, how fast lanes advance, and the time left at this pace."""
+        self._show("simulating", reused + progress.lanes_done, reused + progress.lanes_total, _speed(progress))
+
+    def _show(self, stage: str, done: int, total: int, speed: str) -> None:
+        self._bar.update(self._task, description=stage, completed=done, total=total, speed=speed)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._last_line >= _LINE_EVERY_SECONDS:
+            self._last_line = now
+            self._console.print(f"{stage}: {done}/{total} points" + (f", {speed}" if speed else ""), soft_wrap=True)
+
+
+def _speed(progress: Progress) -> str:
+    if not progress.seconds:
+        return ""
+    speed = f"{progress.lane_cycles / progress.seconds:,.0f} lane-cycles/s"
+    if not progress.lanes_done:
+        return speed
+    left = progress.seconds / progress.lanes_done * (progress.lanes_total - progress.lanes_done)
+    return f"{speed}, {format_seconds(left)} left"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration such as ``42 s``, ``3 min 20 s`` or ``1 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,120 @@
+"""Runs a sweep: points not finished yet are lowered, simulated side by side, and stored one by one as they finish."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowering.program import Program
+from sweeps.manifest import RunRecord
+from sweeps.points import Expansion, Point
+from sweeps.programs import lower_points
+from sweeps.spec import LoadedSpec
+from sweeps.store import ResultFolder, write_tables
+from vsim.api import Progress, SimPoint, SimResult, simulate
+
+STATUS_OK = "ok"
+STATUS_NOT_LOWERED = "not_lowered"
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """What a run of a sweep did. failed: label and status (with reason) of every stored point that is not ok."""
+
+    folder: Path
+    points: int
+    reused: int
+    simulated: int
+    failed: tuple[tuple[str, str], ...]
+    lane_cycles: int
+    seconds: float
+
+
+class Observer:
+    """Hears how a run advances. This one says nothing."""
+
+    def lowering(self, done: int, total: int) -> None:
+        """Take note that `done` of `total` points are lowered."""
+
+    def simulating(self, reused: int, progress: Progress) -> None:
+        """Take note of simulation progress; `reused` points were finished before."""
+
+
+def run_sweep(
+    loaded: LoadedSpec, expansion: Expansion, out: Path, *, resume: bool = False, observer: Observer | None = None
+) -> SweepSummary:
+    """Simulate every point of a sweep that `out` does not hold yet, and write its tables and manifest.
+
+    A point that fails (deadlock, cycle limit, overflow, a tile that does not fit) is stored with its status and does
+    not stop the others. An interrupted run keeps every finished point, and the same call continues it.
+    """
+    observer = observer or Observer()
+    points = expansion.points
+    started = time.perf_counter()
+    with ResultFolder.open(out, points, resume=resume) as folder:
+        record = RunRecord(loaded, expansion, folder)
+        record.write("running")
+        todo = list({point.digest: point for point in points if point.digest not in folder.results}.values())
+        reused = sum(point.digest in folder.results for point in points)
+        state = "interrupted"
+        try:
+            _run_points(todo, folder, record, loaded.spec.lanes, reused, observer)
+            state = "finished"
+        finally:
+            write_tables(folder.path, points, folder.results)
+            record.write(state)
+        return SweepSummary(
+            folder=out,
+            points=len(points),
+            reused=reused,
+            simulated=len(todo),
+            failed=tuple(_failures(points, folder.results)),
+            lane_cycles=record.lane_cycles,
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _run_points(
+    todo: Sequence[Point], folder: ResultFolder, record: RunRecord, lanes: int, reused: int, observer: Observer
+) -> None:
+    if not todo:
+        return
+    programs, errors = lower_points(todo, observer.lowering)
+    for digest, error in errors.items():
+        folder.append(digest, {"status": STATUS_NOT_LOWERED, "message": str(error)})
+    runnable = [point for point in todo if point.digest in programs]
+
+    def keep(index: int, result: SimResult) -> None:
+        point = runnable[index]
+        content = {**result.to_json(), "warnings": list(programs[point.digest].warnings)}
+        folder.append(point.digest, content)
+
+    def advance(progress: Progress) -> None:
+        record.lane_cycles = progress.lane_cycles
+        observer.simulating(reused + len(errors), progress)
+
+    sim_points = [_sim_point(point, programs[point.digest]) for point in runnable]
+    simulate(sim_points, on_progress=advance, on_result=keep, lanes=lanes)
+
+
+def _sim_point(point: Point, program: Program) -> SimPoint:
+    return SimPoint(
+        hw=point.hw,
+        program=program,
+        compat=point.compat is not None,
+        max_cycles=point.max_cycles,
+        label=point.label,
+    )
+
+
+def _failures(points: Sequence[Point], results: Mapping[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    failures = []
+    for point in points:
+        result = results[point.digest]
+        if result["status"] != STATUS_OK:
+            reason = f": {result['message']}" if result.get("message") else ""
+            failures.append((point.label, result["status"] + reason))
+    return failures

@@ -1,0 +1,231 @@
+"""The sweep specification: a YAML file saying which model runs on which hardware points."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, FiniteFloat, field_validator, model_validator
+
+from hwconfigs.errors import UserError
+from hwconfigs.validation import Frozen, build, within
+from hwconfigs.yaml_file import Document, read_document
+from sweeps.expressions import Expression, ExpressionError, Scalar
+
+MAX_AXIS_VALUES = 100_000
+MAX_LANES = 1 << 20
+MAX_CYCLES = (1 << 62) - 1
+
+
+class SpecError(UserError):
+    """A sweep specification that cannot be read or does not make sense."""
+
+
+class Range(Frozen):
+    """Values from `start` to `stop`, both included: every `step`, or `num` of them on a linear or log scale.
+
+    When start and stop are whole numbers the values of a `num` range are rounded, and repeated ones dropped.
+    """
+
+    start: int | FiniteFloat
+    stop: int | FiniteFloat
+    step: int | FiniteFloat | None = None
+    num: Annotated[int, within(2, MAX_AXIS_VALUES)] | None = None
+    scale: Literal["linear", "log"] = "linear"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.step is None) == (self.num is None):
+            raise ValueError("a range takes either 'step' or 'num'")
+        if self.step is not None:
+            if self.scale == "log":
+                raise ValueError("'scale: log' goes with 'num', not with 'step'")
+            if self.step == 0 or (self.stop - self.start) * self.step < 0:
+                raise ValueError(f"step {self.step} never leads from {self.start} to {self.stop}")
+            if (self.stop - self.start) / self.step >= MAX_AXIS_VALUES:
+                raise ValueError(f"more than {MAX_AXIS_VALUES} values")
+        if self.scale == "log" and min(self.start, self.stop) <= 0:
+            raise ValueError("a log range needs start and stop above 0")
+        return self
+
+    def values(self) -> list[Scalar]:
+        """Return the values in order from start to stop."""
+        if self.step is not None:
+            # The small slack keeps `stop` when a decimal step does not divide the distance exactly in binary.
+            count = math.floor((self.stop - self.start) / self.step + 1e-9) + 1
+            return [_tidy(self.start + index * self.step) for index in range(count)]
+        assert self.num is not None
+        fractions = [index / (self.num - 1) for index in range(self.num)]
+        if self.scale == "log":
+            spread = [self.start * (self.stop / self.start) ** fraction for fraction in fractions]
+        else:
+            spread = [self.start + (self.stop - self.start) * fraction for fraction in fractions]
+        if isinstance(self.start, int) and isinstance(self.stop, int):
+            return list(dict.fromkeys(round(value) for value in spread))
+        return [_tidy(value) for value in spread]
+
+
+def _tidy(value: int | float) -> int | float:
+    """Drop the binary noise of a decimal step: 0.1 * 3 is meant to be 0.3."""
+    return value if isinstance(value, int) else float(f"{value:.12g}")
+
+
+class SweepSpec(Frozen):
+    """A validated sweep specification. Keys of `set`, `sweep`, `zip`, `derived` and `exclude` are dotted hardware
+    keys (``dram.channels``), or ``model``, ``batch``, ``base`` and ``dims.NAME``.
+
+    max_cycles: core cycles after which a point stops with status ``cycle_limit``.
+    lanes: points simulated side by side.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    model: str | None = None
+    batch: Annotated[int, within(1, 1 << 24)] = 1
+    dims: dict[str, Annotated[int, within(1, 1 << 30)]] = {}
+    base: Any = None
+    set: dict[str, Any] = {}
+    sweep: dict[str, Any] = {}
+    zip: list[dict[str, Any]] = []
+    exclude: list[dict[str, Any]] = []
+    derived: dict[str, str | int | float] = {}
+    compat: Literal["onnxim"] | None = None
+    skip_unknown: bool = False
+    max_cycles: Annotated[int, within(1, MAX_CYCLES)] | None = None
+    lanes: Annotated[int, within(1, MAX_LANES)] = 64
+
+    @field_validator("zip", "exclude", mode="before")
+    @classmethod
+    def _single(cls, value: object) -> object:
+        # A single group or condition may be written without the list around it.
+        return [value] if isinstance(value, Mapping) else value
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Keys that advance together, and their values: one tuple (a value a key) per position."""
+
+    keys: tuple[str, ...]
+    positions: tuple[tuple[Scalar, ...], ...]
+
+
+@dataclass(frozen=True)
+class LoadedSpec:
+    """A specification with the text it came from, its axes spelt out and its derived keys parsed."""
+
+    spec: SweepSpec
+    document: Document
+    text: str
+    axes: tuple[Axis, ...]
+    derived: Mapping[str, Expression]
+
+    @property
+    def folder(self) -> Path:
+        """Folder that relative paths in the specification start from."""
+        return self.document.path.parent
+
+    def error(self, location: Sequence[str | int], message: str) -> SpecError:
+        """Return an error that names the file and the line of `location`."""
+        return SpecError(f"{self.document.where(location)}: {message}")
+
+    def locate(self, key: str) -> tuple[str | int, ...]:
+        """Return where the file sets a key."""
+        for section in ("sweep", "derived", "set"):
+            if key in getattr(self.spec, section):
+                return section, key
+        for index, group in enumerate(self.spec.zip):
+            if key in group:
+                return _zip_location(self.document, index, key)
+        section, _, name = key.partition(".")
+        return (section, name) if name else (section,)
+
+
+def load_spec(path: Path) -> LoadedSpec:
+    """Read a sweep specification; `UserError` with file, line, key and the nearest valid key when it is wrong."""
+    try:
+        document = read_document(path)
+        text = path.read_text(encoding="utf-8")
+    except RecursionError as error:
+        raise SpecError(f"{path}: the document is nested too deeply, or refers to itself") from error
+    if not isinstance(document.data, dict):
+        raise SpecError(f"{path}: a sweep spec is a mapping with the keys name, model, base and sweep")
+    spec = build(SweepSpec, document.data, document.where)
+    _check_keys(spec, document)
+    return LoadedSpec(spec, document, text, _axes(spec, document), _parse_derived(spec, document))
+
+
+def _zip_location(document: Document, index: int, key: str) -> tuple[str | int, ...]:
+    # A single group may stand without a list; then the file has no position in the path.
+    nested = ("zip", str(index), key)
+    return nested if nested in document.lines else ("zip", key)
+
+
+def _check_keys(spec: SweepSpec, document: Document) -> None:
+    """Refuse a key given in two places, conditions that are no conditions, and missing essentials."""
+    given: dict[str, str] = {}
+    places = [(("set", key), key) for key in spec.set]
+    places += [(("sweep", key), key) for key in spec.sweep]
+    places += [(_zip_location(document, i, key), key) for i, group in enumerate(spec.zip) for key in group]
+    places += [(("derived", key), key) for key in spec.derived]
+    for place, key in places:
+        if key in given:
+            raise SpecError(f"{document.where(place)}: {key!r} is already given by '{given[key]}'")
+        given[key] = str(place[0])
+    for index, condition in enumerate(spec.exclude):
+        for key, wanted in condition.items():
+            if not all(isinstance(value, Scalar) for value in (wanted if isinstance(wanted, list) else [wanted])):
+                place = document.where(("exclude", index, key))
+                raise SpecError(f"{place}: {key!r} must be excluded at a value or a list of values, not {wanted!r}")
+    for essential in ("model", "base"):
+        if getattr(spec, essential) is None and essential not in given:
+            raise SpecError(f"{document.path}: key {essential!r} is missing")
+
+
+def _axes(spec: SweepSpec, document: Document) -> tuple[Axis, ...]:
+    axes = []
+    for key, value in spec.sweep.items():
+        axes.append(Axis((key,), tuple((item,) for item in _axis_values(key, value, document, ("sweep", key)))))
+    for index, group in enumerate(spec.zip):
+        columns = {
+            key: _axis_values(key, value, document, _zip_location(document, index, key)) for key, value in group.items()
+        }
+        if len({len(values) for values in columns.values()}) > 1:
+            counts = ", ".join(f"{key!r} has {len(values)}" for key, values in columns.items())
+            place = document.where(("zip", index))
+            raise SpecError(f"{place}: keys zipped together need equally many values: {counts}")
+        axes.append(Axis(tuple(columns), tuple(zip(*columns.values(), strict=True))))
+    for axis in axes:
+        repeated = [position for position, count in Counter(axis.positions).items() if count > 1]
+        if repeated:
+            location = ("sweep", axis.keys[0]) if axis.keys[0] in spec.sweep else ("zip",)
+            shown = ", ".join(f"{key}={value}" for key, value in zip(axis.keys, repeated[0], strict=True))
+            raise SpecError(f"{document.where(location)}: {shown} is listed twice")
+    return tuple(axes)
+
+
+def _axis_values(key: str, value: object, document: Document, location: tuple[str | int, ...]) -> list[Scalar]:
+    """Return the values of one swept key, given as a list or a range."""
+    where = document.where(location)
+    if isinstance(value, Mapping):
+        return build(Range, value, lambda inner: f"{document.where((*location, *inner))}: range of {key!r}").values()
+    if not isinstance(value, list) or not value:
+        raise SpecError(f"{where}: {key!r} needs a list of values, or a range with start, stop and step or num")
+    if len(value) > MAX_AXIS_VALUES:
+        raise SpecError(f"{where}: {key!r} has more than {MAX_AXIS_VALUES} values")
+    for item in value:
+        if not isinstance(item, Scalar):
+            raise SpecError(f"{where}: {key!r} can be swept over numbers, texts and true or false, not {item!r}")
+    return value
+
+
+def _parse_derived(spec: SweepSpec, document: Document) -> dict[str, Expression]:
+    parsed = {}
+    for key, text in spec.derived.items():
+        try:
+            parsed[key] = Expression.parse(str(text))
+        except ExpressionError as error:
+            raise SpecError(f"{document.where(('derived', key))}: {key!r}: {error}") from error
+    return parsed
