@@ -23,7 +23,8 @@ The rules.
 Rules 1 to 4 can be read in the RTL. Rule 5 is an inference: a tile is one loop command, whose generator starts from
 idle after its predecessor's has ended, and with rules 1 to 4 alone the eleven convolutions take about 21 cycles a tile
 more than predicted. The rule has nothing to tune and adds 22 on an 8 x 8 array: the preload (8) and the array's skew
-(14), less what the unfused last pass saves.
+(14), less what the unfused last pass saves. It was chosen among a few such variants after seeing those residuals, and
+its cost on larger arrays is extrapolated.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def next_pass_start(now: int, prev_start: int, prev_rows: int, preload: bool, ar
 
 
 def first_pass_start(now: int, array_rows: int) -> int:
-    """Cycle at which the first pass of a tile starts, accepted in cycle ``now`` by the empty array: its preload ends."""
+    """Cycle at which the first pass of a tile starts if accepted in cycle ``now`` by an empty array: after a preload."""
     return now + array_rows
 
 
