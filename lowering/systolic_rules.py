@@ -96,7 +96,7 @@ def next_pass_start(now: int, prev_start: int, prev_rows: int, preload: bool, ar
 
 
 def first_pass_start(now: int, array_rows: int) -> int:
-    """Cycle at which the first pass of a tile starts if accepted in cycle ``now`` by an empty array: after a preload."""
+    """Cycle at which the first pass of a tile starts if the empty array accepts it in cycle ``now``: after a preload."""
     return now + array_rows
 
 
