@@ -96,7 +96,7 @@ def next_pass_start(now: int, prev_start: int, prev_rows: int, preload: bool, ar
 
 
 def first_pass_start(now: int, array_rows: int) -> int:
-    """Cycle at which the first pass of a tile starts if the empty array accepts it in cycle ``now``: after a preload."""
+    """Start cycle of the first pass of a tile that an empty array accepts in cycle ``now``: after its preload."""
     return now + array_rows
 
 
