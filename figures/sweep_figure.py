@@ -77,7 +77,7 @@ def draw_sweep(data: SweepData) -> Figure:
         for axes, panel_value in zip(row_axes, roles.panels, strict=True):
             _draw_series(axes, data, roles, panel_value, column, factor)
         _finish_y(row_axes, label, may_be_log=column == "time_us")
-    for axes in grid[1]:
+    for axes in grid.flat:
         _finish_x(axes, roles.x, width / columns)
     if roles.panel:
         for axes, panel_value in zip(grid[0], roles.panels, strict=True):

@@ -1,0 +1,280 @@
+"""The command line: ``vsim run``, ``sweep``, ``figures``, ``hw`` and ``dram``.
+
+Exit codes: 0 all well; 1 something ran and did not end well (a status other than ok, a replay that differs); 2 bad
+input, told in one line; 130 interrupted. Heavy libraries are imported by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from hwconfigs.errors import UserError
+from hwconfigs.load import load_hw, preset_names
+from hwconfigs.schema import HwConfig
+from vsim import cli_tables
+from vsim.jax_pins import JaxVersionError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="vsim",
+    help="Cycle-level simulation of neural accelerators: many configurations at once.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+hw_app = typer.Typer(help="Hardware presets and descriptions.")
+dram_app = typer.Typer(help="The DRAM controller on its own.")
+app.add_typer(hw_app, name="hw")
+app.add_typer(dram_app, name="dram")
+
+
+class Compat(StrEnum):
+    """Simulators that vsim can reproduce, faults included."""
+
+    ONNXIM = "onnxim"
+
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a hardware key, e.g. dram.channels=8. Repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """Show the version, or the help when no command is given."""
+    if version:
+        from importlib import metadata
+
+        print(metadata.version("vsim"))
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Argument(help="ONNX file, or onnx:light_resnet50 for a graph of the onnx package.")],
+    hw: Annotated[str, typer.Option("--hw", help="Preset, YAML file or ONNXim JSON file.")],
+    overrides: SetOption = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Size of a dynamic first dimension.")] = 1,
+    dims: Annotated[
+        list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="Size of a dynamic dimension. Repeatable.")
+    ] = None,
+    compat: Annotated[Compat | None, typer.Option("--compat", help="Reproduce another simulator to the cycle.")] = None,
+    skip_unknown: Annotated[
+        bool, typer.Option("--skip-unknown", help="Leave out operators that are not modelled, with a warning.")
+    ] = False,
+    max_cycles: Annotated[
+        int | None, typer.Option("--max-cycles", min=1, help="Stop after so many core cycles.")
+    ] = None,
+    no_idle_skip: Annotated[bool, typer.Option("--no-idle-skip", help="Step every cycle, also idle ones.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Simulate one model on one chip."""
+    from lowering import lower
+    from vsim.api import SimPoint, simulate
+
+    hardware = _hardware(hw, overrides)
+    program = lower(
+        model, hardware, batch=batch, dims=_parse_dims(dims), compat=compat and compat.value, skip_unknown=skip_unknown
+    )
+    point = SimPoint(hw=hardware, program=program, compat=compat is not None, max_cycles=max_cycles, label=program.name)
+    [result] = simulate([point], idle_skip=not no_idle_skip)
+    content = {"model": model, "hw": hardware.name, **result.to_json(), "warnings": list(program.warnings)}
+    if as_json:
+        _print_json(content)
+    else:
+        cli_tables.print_run(content)
+    if content["status"] != "ok":
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def sweep(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to sweep; see sweeps/demo.yaml.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the results.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the points of another spec that match.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points and simulate none.")] = False,
+) -> None:
+    """Simulate every point of a sweep. Run it again to continue one that was interrupted.
+
+    Exit code 1 when any point did not end with status ok; all results are stored in any case.
+    """
+    from sweeps.points import expand
+    from sweeps.spec import load_spec
+
+    loaded = load_spec(spec)
+    expansion = expand(loaded)
+    for warning in expansion.warnings:
+        _say(f"warning: {warning}")
+    if dry_run:
+        for point in expansion.points:
+            print(f"{point.index:6d}  {point.digest[:12]}  {point.label}")
+        return
+    if out is None:
+        raise UserError("missing option '--out': the folder for the results")
+    from sweeps.progress import ProgressReport
+    from sweeps.runner import run_sweep
+
+    with ProgressReport(cli_tables.stderr()) as progress:
+        summary = run_sweep(loaded, expansion, out, resume=resume, observer=progress)
+    cli_tables.print_summary(summary)
+    if summary.failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def figures(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Result folder of a sweep.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the figures; DIR/figures by default.")] = None,
+    point: Annotated[int | None, typer.Option("--point", min=0, help="Point shown layer by layer.")] = None,
+) -> None:
+    """Draw the figures of a sweep as PDF and PNG."""
+    from figures.draw import draw_figures
+
+    files, remarks = draw_figures(folder, out or folder / "figures", point=point)
+    for remark in remarks:
+        _say(f"note: {remark}")
+    for file in files:
+        print(file)
+
+
+@hw_app.command("list")
+def hw_list(as_json: JsonOption = False) -> None:
+    """List the hardware presets."""
+    presets = [load_hw(name) for name in preset_names()]
+    if as_json:
+        _print_json([preset.to_data() for preset in presets])
+    else:
+        cli_tables.print_presets(presets)
+
+
+@hw_app.command("show")
+def hw_show(
+    name: Annotated[str, typer.Argument(help="Preset, YAML file or ONNXim JSON file.")],
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a hardware description in full, as YAML that --hw reads back."""
+    hardware = _hardware(name, overrides)
+    if as_json:
+        _print_json(hardware.to_data())
+    else:
+        print(hardware.to_yaml(), end="")
+
+
+@dram_app.command("replay")
+def dram_replay(
+    traces: Annotated[list[Path], typer.Argument(metavar="TRACE.npz...", help="Recorded request traces.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare with the recording; exit code 1 if it differs.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay recorded request traces through the DRAM controller, all as one batch."""
+    from vsim.npu.replay import replay
+
+    reports = replay(traces, check=check)
+    if as_json:
+        _print_json(reports)
+    else:
+        cli_tables.print_replay(reports)
+    if check and not all(report["equal"] for report in reports):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _hardware(name: str, overrides: Sequence[str] | None) -> HwConfig:
+    hardware = load_hw(name)
+    values = dict(_split(text, "--set", "KEY=VALUE, such as dram.channels=8") for text in overrides or ())
+    return hardware.with_overrides({key: _parse_value(key, text) for key, text in values.items()})
+
+
+def _parse_value(key: str, text: str) -> Any:
+    """Read a value as YAML does: numbers, true and false, lists and mappings in braces, else text."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {key}: {text!r} is not a value") from error
+
+
+def _parse_dims(texts: Sequence[str] | None) -> dict[str, int]:
+    sizes = {}
+    for text in texts or ():
+        name, size = _split(text, "--dim", "NAME=SIZE, such as sequence=128")
+        if not size.isascii() or not size.isdigit() or int(size) < 1:
+            raise UserError(f"--dim {name}: {size!r} is not a whole number above 0")
+        sizes[name] = int(size)
+    return sizes
+
+
+def _split(text: str, option: str, form: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"{option} {text!r}: expected {form}")
+    return key.strip(), value
+
+
+def _print_json(content: object) -> None:
+    print(json.dumps(content, indent=1))
+
+
+def _say(text: str) -> None:
+    print(f"vsim: {text}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; every error of the user's is one line on stderr."""
+    return _guarded(
+        lambda: app(args=list(arguments) if arguments is not None else None, prog_name="vsim", standalone_mode=False)
+    )
+
+
+def _guarded(command: Callable[[], Any]) -> int:
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (UserError, JaxVersionError) as error:
+        return _fail(str(error))
+    except typer.TyperException as error:
+        return _fail(_usage(error))
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has gone; Python must not complain about it while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+
+
+def _usage(error: typer.TyperException) -> str:
+    """Return a usage error with the way to more help."""
+    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{message}; see '{context.command_path} --help'" if context else message
+
+
+def _fail(message: str) -> int:
+    _say(f"error: {' '.join(message.split())}")
+    return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

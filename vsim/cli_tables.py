@@ -1,0 +1,137 @@
+"""What the command line prints for people: tables of results, presets and replays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from hwconfigs.schema import HwConfig
+
+if TYPE_CHECKING:
+    from sweeps.runner import SweepSummary
+
+_MAX_FAILURES_SHOWN = 10
+_PLAIN_WIDTH = 200
+
+
+def stdout() -> Console:
+    """Return a console on standard output; in a pipe or file its lines are not folded."""
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    """Return a console on standard error; in a pipe or file its lines are not folded."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False, markup=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, markup=False, width=_PLAIN_WIDTH)
+
+
+def print_run(result: Mapping[str, Any]) -> None:
+    """Print one simulation result (see `SimResult.to_json`): layers, cores, then totals."""
+    console = stdout()
+    console.print(_table("Layers", result["layers"], _LAYER_COLUMNS))
+    console.print(_table("Cores", [{"core": index, **core} for index, core in enumerate(result["cores"])]))
+    dram = {key: value for key, value in result["dram"].items() if not isinstance(value, list)}
+    noc = {key: value for key, value in result["noc"].items() if not isinstance(value, list)}
+    for name, values in (("DRAM", dram), ("NoC", noc)):
+        console.print(f"{name}: " + ", ".join(f"{_words(key)} {_number(value)}" for key, value in values.items()))
+    console.print(f"{result['model']} on {result['hw']}: {_outcome(result)}", style="bold")
+    for warning in result["warnings"]:
+        stderr().print(f"vsim: warning: {warning}")
+
+
+_LAYER_COLUMNS = (
+    "name",
+    "op",
+    "start_cycle",
+    "finish_cycle",
+    "macs",
+    "load_bytes",
+    "store_bytes",
+    "utilization",
+)
+
+
+def _outcome(result: Mapping[str, Any]) -> str:
+    took = f"{result['cycles']:,} cycles, {result['time_us']:,.3f} µs"
+    return took if result["status"] == "ok" else f"stopped with status {result['status']} after {took}"
+
+
+def print_summary(summary: SweepSummary) -> None:
+    """Print what a sweep did, where its results are, and which points failed."""
+    console = stdout()
+    good = summary.points - len(summary.failed)
+    reused = f", {summary.reused} of them from before" if summary.reused else ""
+    console.print(f"{good} of {summary.points} points ok{reused}; results in {summary.folder}")
+    if summary.simulated and summary.seconds:
+        speed = summary.lane_cycles / summary.seconds
+        console.print(
+            f"{summary.simulated} points simulated in {summary.seconds:,.1f} s: "
+            f"{summary.lane_cycles:,} lane-cycles, {speed:,.0f} a second"
+        )
+    for label, status in summary.failed[:_MAX_FAILURES_SHOWN]:
+        console.print(f"  {status}: {label}")
+    if len(summary.failed) > _MAX_FAILURES_SHOWN:
+        console.print(f"  and {len(summary.failed) - _MAX_FAILURES_SHOWN} more, see results.parquet")
+
+
+def print_presets(presets: Sequence[HwConfig]) -> None:
+    """Print one line a preset."""
+    rows = [
+        {
+            "name": hw.name,
+            "cores": hw.cores.count,
+            "array": f"{hw.cores.rows}x{hw.cores.cols}",
+            "core_mhz": hw.clocks.core_mhz,
+            "spad_kib": hw.cores.spad_kib,
+            "acc_kib": hw.cores.acc_kib,
+            "dram": f"{hw.dram.channels} x {hw.dram.standard}",
+            "bytes": hw.precision_bytes,
+        }
+        for hw in presets
+    ]
+    stdout().print(_table("Hardware presets (vsim hw show NAME prints one with its source)", rows))
+
+
+def print_replay(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Print one line a replayed trace."""
+    stdout().print(_table("Replayed traces", reports))
+    checked = [report for report in reports if "equal" in report]
+    if checked:
+        equal = sum(report["equal"] for report in checked)
+        stdout().print(f"{equal} of {len(checked)} traces equal the recording")
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Table:
+    """Return a table of the rows; numbers are set to the right. Columns: those given, else all scalar ones."""
+    names = columns or list(
+        dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list | dict))
+    )
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        is_number = any(isinstance(row.get(name), int | float) for row in rows)
+        table.add_column(_words(name), justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_number(row.get(name, "")) for name in names))
+    return table
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _number(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.3f}" if isinstance(value, float) else str(value)
