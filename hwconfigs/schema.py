@@ -308,7 +308,7 @@ def _check_key(parts: Sequence[str], key: str) -> None:
         # Below a mapping with free keys (core numbers, timing names) the validation of the whole is the judge.
         if parent is not None and part not in parent.model_fields:
             siblings = [".".join([*parts[:depth], name]) for name in parent.model_fields]
-            # A wrong first part ("core.rows") is best recognised by the whole key, a wrong later one beside its siblings.
+            # A wrong first part ("core.rows") is best recognised by the whole key, a later one beside its siblings.
             meant = closest(key, dotted_keys()) if depth == 0 else None
             hint = f"; did you mean {meant!r}?" if meant else nearest(".".join(parts[: depth + 1]), siblings)
             raise ConfigError(f"unknown key {key!r}{hint}")

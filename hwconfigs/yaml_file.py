@@ -32,14 +32,15 @@ class Document:
 
 
 def read_document(path: Path) -> Document:
-    """Read a YAML or JSON file (JSON is recognised by a leading brace). Raises `ConfigError` naming file and line."""
+    """Read a YAML or JSON file (by suffix, else JSON by its leading brace). Raises `ConfigError` naming file and line."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not a text file; expected YAML or JSON") from None
-    if text.lstrip().startswith("{"):
+    is_json = path.suffix == ".json" or (path.suffix not in (".yaml", ".yml") and text.lstrip().startswith("{"))
+    if is_json:
         return _read_json(path, text)
     return _read_yaml(path, text)
 
@@ -52,27 +53,26 @@ def _read_json(path: Path, text: str) -> Document:
     # JSON carries no positions; the first line that spells a top-level key is where an editor will look.
     lines: dict[KeyPath, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        for key in data:
+        for key in data if isinstance(data, dict) else ():
             if f'"{key}"' in line:
                 lines.setdefault((key,), number)
     return Document(path, data, lines)
 
 
 def _read_yaml(path: Path, text: str) -> Document:
-    loader = yaml.SafeLoader(text)
+    lines: dict[KeyPath, int] = {}
     try:
-        root = loader.get_single_node()
-        lines: dict[KeyPath, int] = {}
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None:
             _collect_lines(root, (), lines, path)
-        data = None if root is None else loader.construct_document(root)
+        data = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError:
         raise ConfigError(f"{path}: not valid YAML: holds characters that YAML does not allow") from None
-    finally:
-        loader.dispose()
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML here: refers to itself or is nested too deeply") from None
     return Document(path, data, lines)
 
 
