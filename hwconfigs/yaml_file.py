@@ -32,7 +32,7 @@ class Document:
 
 
 def read_document(path: Path) -> Document:
-    """Read a YAML or JSON file (by suffix, else JSON by its leading brace). Raises `ConfigError` naming file and line."""
+    """Read a YAML or JSON file (by suffix, else by a leading brace). Raises `ConfigError` naming file and line."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
