@@ -1,0 +1,449 @@
+"""Matrix layers (convolutions and matrix products): mapping -> tiles -> instructions.
+
+A tile holds one input window (scratchpad entry 0), its weights (entries 1 and on) and, when it completes its
+outputs, the fused residuals. All partial sums of a tile are one accumulator entry. Tiles that split the reduction
+follow one another on one core and keep their partial sums ("a chain"); the first loads the bias into them, the last
+runs the epilogue on the vector unit and stores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from hwconfigs.schema import CoreConfig
+from lowering.address_space import AddressSpace
+from lowering.array_timing import RowGroups, group_rows, pass_cycles
+from lowering.balance import balance
+from lowering.chip import Chip
+from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
+from lowering.layout import Layout
+from lowering.mapping import (
+    ACCUMULATOR_BYTES,
+    MAX_WEIGHT_ENTRIES,
+    Budget,
+    Mapping,
+    MappingError,
+    MatmulShape,
+    choose_mapping,
+    diagonal_groups,
+    granules,
+    kernel_positions,
+    ranges,
+)
+from lowering.program import LayerInfo
+
+FINE_BLOCK_BYTES = 4096
+"""Weight blocks of at least this size are loaded one by one, so that computing starts with the first; smaller ones
+(small arrays, whose tiles are small as well) come as one transfer."""
+
+_X = 0
+_WEIGHTS = 1
+
+
+@dataclass(frozen=True)
+class BatchedOperands:
+    """A batch of products of two computed matrices: the groups of the layer are the batch.
+
+    x_pixels, w_pixels, y_pixels: first pixel of each product's operands. transposed: the right operand is stored
+    with the reduction innermost (pixels are output columns).
+    """
+
+    weights: Layout
+    x_pixels: tuple[int, ...]
+    w_pixels: tuple[int, ...]
+    y_pixels: tuple[int, ...]
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class MatmulLayer:
+    """One matrix layer with its fused operators.
+
+    x, y: input and output, pixels in the order images, rows, columns. batched: None for constant weights, which are
+    stored tile by tile in the order of use. bias: whether 4 bytes for each output channel are added.
+    residuals: tensors laid out like `y` that are added. epilogue: vector cycles for each U bytes of output.
+    """
+
+    name: str
+    op: str
+    shape: MatmulShape
+    x: Layout
+    y: Layout
+    batched: BatchedOperands | None = None
+    bias: bool = False
+    residuals: tuple[Layout, ...] = ()
+    residual_latency: int = 1
+    epilogue: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OutputTile:
+    """Outputs of one chain: (start, length) of images, rows, columns and channels of group number `group`."""
+
+    group: int
+    images: tuple[int, int]
+    rows: tuple[int, int]
+    cols: tuple[int, int]
+    channels: tuple[int, int]
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels."""
+        return self.images[1] * self.rows[1] * self.cols[1]
+
+
+@dataclass(frozen=True)
+class ReductionStep:
+    """One tile's share of the reduction: (start, length) of kernel rows, kernel columns and input channels."""
+
+    kernel_rows: tuple[int, int]
+    kernel_cols: tuple[int, int]
+    channels: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class WeightBlocks:
+    """The stationary blocks of one tile, output blocks outermost.
+
+    shapes: (weights along the reduction, output channels) of each; macs_per_row: useful products of each streamed
+    row, all blocks together; sizes_bytes: bytes of each block in whole requests.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    macs_per_row: int
+    sizes_bytes: tuple[int, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all blocks."""
+        return sum(self.sizes_bytes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layer cut into chains: which core runs which, and the reduction steps that all of them take."""
+
+    layer: MatmulLayer
+    mapping: Mapping
+    steps: tuple[ReductionStep, ...]
+    cores: tuple[tuple[OutputTile, ...], ...]
+
+
+def plan_matmul(layer: MatmulLayer, chip: Chip, mapping: Mapping | None = None) -> Plan:
+    """Cut the layer into tiles and give them to cores. Raises MappingError when no tile fits."""
+    shape = layer.shape
+    budget = Budget(
+        n_cores=chip.n_cores,
+        array_rows=chip.array_rows,
+        array_cols=chip.array_cols,
+        spad_bytes=chip.spad_bytes,
+        acc_bytes=chip.acc_bytes,
+        element_bytes=chip.element_bytes,
+        request_bytes=chip.request_bytes,
+        in_pitch_bytes=layer.x.pitch_bytes,
+        residual_bytes=len(layer.residuals) * chip.element_bytes,
+    )
+    try:
+        inner = mapping or choose_mapping(shape, budget)
+    except MappingError as error:
+        raise MappingError(f"layer {layer.name} ({layer.op}): {error}") from None
+    step = granules(shape, budget)
+    exact = inner.exact
+    tiles = [
+        OutputTile(group, images, rows, cols, channels)
+        for images in ranges(shape.images, inner.N, 1, exact)
+        for group in range(shape.groups // shape.tile_groups)
+        for rows in ranges(shape.out_rows, inner.P, step.P, exact)
+        for cols in ranges(shape.out_cols, inner.Q, step.Q, exact)
+        for channels in ranges(shape.tile_out_channels, inner.M, step.M, exact)
+    ]
+    steps = tuple(
+        ReductionStep(kernel_rows, kernel_cols, channels)
+        for channels in ranges(shape.in_channels, inner.C, step.C, exact)
+        for kernel_rows in ranges(shape.kernel_rows, inner.S, 1, exact)
+        for kernel_cols in ranges(shape.kernel_cols, inner.R, 1, exact)
+    )
+    costs = [[_chain_cycles(shape, tile, steps, core, exact) for tile in tiles] for core in dict.fromkeys(chip.cores)]
+    by_core = dict(zip(dict.fromkeys(chip.cores), costs, strict=True))
+    shares = balance([by_core[core] for core in chip.cores])
+    return Plan(layer, inner, steps, tuple(tuple(tiles[item] for item in share) for share in shares))
+
+
+def emit_matmul(builder: ProgramBuilder, plan: Plan, chip: Chip, space: AddressSpace) -> None:
+    """Write the layer's tiles. Raises MappingError when a forced mapping does not fit."""
+    layer = plan.layer
+    systolic = sum(
+        _chain_cycles(layer.shape, tile, plan.steps, core, plan.mapping.exact)
+        for core, tiles in zip(chip.cores, plan.cores, strict=True)
+        for tile in tiles
+    )
+    builder.begin_layer(
+        LayerInfo(layer.name, layer.op, macs=layer.shape.macs, systolic_cycles=systolic, notes=layer.notes)
+    )
+    writer = _Writer(builder, plan, chip, _Weights(plan, chip, space))
+    if layer.bias:
+        writer.bias_base = space.allocate(layer.shape.groups * layer.shape.out_channels * ACCUMULATOR_BYTES)
+    for index, tiles in enumerate(plan.cores):
+        for tile in tiles:
+            writer.chain(index, tile)
+    builder.end_layer()
+
+
+# -- weights
+
+
+@lru_cache(maxsize=65536)
+def weight_blocks(
+    shape: MatmulShape, channels_out: int, step: ReductionStep, core: CoreConfig, exact: bool, unit_bytes: tuple[int, int]
+) -> WeightBlocks:
+    """The stationary blocks of a tile of `channels_out` outputs on `core`.
+
+    exact: a forced mapping, one kernel position a block. unit_bytes: (element, request) bytes.
+    """
+    positions, channels = step.kernel_rows[1] * step.kernel_cols[1], step.channels[1]
+    packed = 1 if exact else kernel_positions(shape, core.rows)
+    if packed > 1 and channels == shape.in_channels:
+        depths = [length * channels for _, length in ranges(positions, packed, 1, True)]
+    else:
+        depths = [length for _, length in ranges(channels, core.rows, 1, True)] * positions
+    per_block = core.cols
+    if shape.diagonal:
+        per_block = shape.out_channels * diagonal_groups(
+            shape.in_channels, shape.out_channels, shape.groups, core.rows, core.cols
+        )
+    widths = [length for _, length in ranges(channels_out, per_block, 1, True)]
+    shapes = tuple((depth, width) for width in widths for depth in depths)
+    element, request = unit_bytes
+    return WeightBlocks(
+        shapes,
+        sum(depth * width for depth, width in shapes),
+        tuple(math.ceil(depth * width * element / request) * request for depth, width in shapes),
+    )
+
+
+@dataclass
+class _Weights:
+    """Where the constant weights of each (group, output channels, reduction step) lie: block after block, packed."""
+
+    plan: Plan
+    chip: Chip
+    space: AddressSpace
+    places: dict[tuple[int, int, ReductionStep, CoreConfig], int] = field(default_factory=dict)
+
+    def blocks(self, tile: OutputTile, step: ReductionStep, core: CoreConfig) -> WeightBlocks:
+        """The blocks that the tile needs on `core`."""
+        units = (self.chip.element_bytes, self.chip.request_bytes)
+        return weight_blocks(self.plan.layer.shape, tile.channels[1], step, core, self.plan.mapping.exact, units)
+
+    def base(self, tile: OutputTile, step: ReductionStep, core: CoreConfig) -> int:
+        """Address of the tile's weights. Cores of different arrays have their own copies, in their own order."""
+        key = (tile.group, tile.channels[0], step, core)
+        if key not in self.places:
+            self.places[key] = self.space.allocate(self.blocks(tile, step, core).total_bytes)
+        return self.places[key]
+
+
+def _chain_cycles(
+    shape: MatmulShape, tile: OutputTile, steps: Sequence[ReductionStep], core: CoreConfig, exact: bool
+) -> int:
+    """Array cycles of all instructions of a chain."""
+    blocks = sum(len(weight_blocks(shape, tile.channels[1], step, core, exact, (1, 1)).shapes) for step in steps)
+    return blocks * pass_cycles(_groups(tile, core), core.rows)
+
+
+def _groups(tile: OutputTile, core: CoreConfig) -> RowGroups:
+    return group_rows(tile.images[1] * tile.rows[1], tile.cols[1], core.rows)
+
+
+# -- instructions
+
+
+@dataclass
+class _Writer:
+    builder: ProgramBuilder
+    plan: Plan
+    chip: Chip
+    weights: _Weights
+    bias_base: int | None = None
+    chains: int = 0
+
+    def chain(self, core_index: int, tile: OutputTile) -> None:
+        """All tiles of one output tile, on one core."""
+        steps = self.plan.steps
+        for index, step in enumerate(steps):
+            self.builder.begin_tile(core_index, accumulate=index > 0, acc_key=self.chains)
+            self._tile(core_index, tile, step, first=index == 0, last=index == len(steps) - 1)
+            self.builder.end_tile()
+        self.chains += 1
+
+    def _tile(self, core_index: int, tile: OutputTile, step: ReductionStep, first: bool, last: bool) -> None:
+        core, layer = self.chip.cores[core_index], self.plan.layer
+        groups = _groups(tile, core)
+        blocks = self.weights.blocks(tile, step, core)
+        window = self._load_window(tile, step)
+        per_block, weight_entries, weight_bytes = self._load_weights(tile, step, core, blocks)
+        if first and self.bias_base is not None:
+            start = self._first_channel(tile) * ACCUMULATOR_BYTES
+            length = tile.channels[1] * ACCUMULATOR_BYTES
+            request = self.chip.request_bytes
+            self.builder.load(0, Descriptor.contiguous(self.bias_base + start, length, request), acc=True)
+        residual_entry = _WEIGHTS + weight_entries
+        residual = self._load_residuals(tile, residual_entry) if last else 0
+        self._check_capacity(window + weight_bytes + residual, tile, core)
+        self.builder.systolic(
+            dst=Operand(0, acc=True),
+            src_a=Operand(_X if window else _WEIGHTS),
+            src_b=Operand(_WEIGHTS, (int(per_block), 0, 0)),
+            counts=(len(blocks.shapes), groups.rows, groups.columns),
+            size2=groups.size,
+            preload="first",
+        )
+        if last:
+            self._epilogue(tile, core, residual_entry)
+            self.builder.store(0, self._output(layer.y, tile))
+
+    def _epilogue(self, tile: OutputTile, core: CoreConfig, residual_entry: int) -> None:
+        layer = self.plan.layer
+        units = vector_units(tile.pixels * tile.channels[1] * self.chip.element_bytes, core)
+        acc = Operand(0, acc=True)
+        for index in range(len(layer.residuals)):
+            vector(self.builder, acc, acc, Operand(residual_entry + index), units, layer.residual_latency)
+        if layer.epilogue:
+            vector(self.builder, acc, acc, None, units, layer.epilogue)
+
+    # -- loads; each returns the scratchpad bytes it fills
+
+    def _load_window(self, tile: OutputTile, step: ReductionStep) -> int:
+        """The pixels of the input that the tile reads, clipped to the image."""
+        shape, x = self.plan.layer.shape, self.plan.layer.x
+        rows = input_lines(tile.rows, step.kernel_rows, shape.stride[0], shape.dilation[0], shape.pads[0], shape.in_rows)
+        cols = input_lines(tile.cols, step.kernel_cols, shape.stride[1], shape.dilation[1], shape.pads[1], shape.in_cols)
+        if not rows.count or not cols.count:
+            return 0
+        channel, channels = self._input_channels(tile, step)
+        image = shape.in_rows * shape.in_cols
+        first = rows.first * shape.in_cols + cols.first
+        batched = self.plan.layer.batched
+        if batched is not None:
+            first += batched.x_pixels[tile.group]
+        else:
+            first += tile.images[0] * image
+        levels = ((tile.images[1], image), (rows.count, rows.step * shape.in_cols), (cols.count, cols.step))
+        descriptor = x.region(first, levels, channel, channels)
+        self.builder.load(_X, descriptor)
+        return descriptor.requests * self.chip.request_bytes
+
+    def _load_weights(
+        self, tile: OutputTile, step: ReductionStep, core: CoreConfig, blocks: WeightBlocks
+    ) -> tuple[bool, int, int]:
+        """Returns whether each block has its own entry, the number of entries, and the bytes."""
+        batched, request = self.plan.layer.batched, self.chip.request_bytes
+        if batched is not None:
+            first, out = batched.w_pixels[tile.group], tile.channels
+            reduction = step.channels
+            pixels, channels = (out, reduction) if batched.transposed else (reduction, out)
+            descriptor = batched.weights.region(first + pixels[0], ((pixels[1], 1),), channels[0], channels[1])
+            self.builder.load(_WEIGHTS, descriptor)
+            return False, 1, descriptor.requests * request
+        base = self.weights.base(tile, step, core)
+        block_bytes = core.rows * core.cols * self.chip.element_bytes
+        if block_bytes < FINE_BLOCK_BYTES or not 1 < len(blocks.shapes) <= MAX_WEIGHT_ENTRIES:
+            self.builder.load(_WEIGHTS, Descriptor.contiguous(base, blocks.total_bytes, request))
+            return False, 1, blocks.total_bytes
+        items: list[tuple[int, Descriptor]] = []
+        block = base // request
+        for index, size in enumerate(blocks.sizes_bytes):
+            items.append((_WEIGHTS + index, Descriptor(block, size // request)))
+            block += size // request
+        self.builder.load_many(items)
+        return True, len(items), blocks.total_bytes
+
+    def _load_residuals(self, tile: OutputTile, entry: int) -> int:
+        total = 0
+        for index, layout in enumerate(self.plan.layer.residuals):
+            descriptor = self._output(layout, tile)
+            self.builder.load(entry + index, descriptor)
+            total += descriptor.requests * self.chip.request_bytes
+        return total
+
+    # -- places
+
+    def _first_channel(self, tile: OutputTile) -> int:
+        """Output channel of the whole layer at which the tile begins."""
+        shape = self.plan.layer.shape
+        own = tile.channels[0]
+        return own if self.plan.layer.batched is not None else own + tile.group * shape.tile_out_channels
+
+    def _input_channels(self, tile: OutputTile, step: ReductionStep) -> tuple[int, int]:
+        """(first, number of) input channels of the whole layer that the tile reads."""
+        shape = self.plan.layer.shape
+        if shape.diagonal:
+            group, groups = tile.channels[0] // shape.out_channels, tile.channels[1] // shape.out_channels
+            return group * shape.in_channels, groups * shape.in_channels
+        start = step.channels[0]
+        if self.plan.layer.batched is None:
+            start += tile.group * shape.in_channels
+        return start, step.channels[1]
+
+    def _output(self, layout: Layout, tile: OutputTile) -> Descriptor:
+        """The tile's outputs in a tensor laid out like `y`."""
+        shape, batched = self.plan.layer.shape, self.plan.layer.batched
+        image = shape.out_rows * shape.out_cols
+        first = tile.rows[0] * shape.out_cols + tile.cols[0]
+        first += batched.y_pixels[tile.group] if batched is not None else tile.images[0] * image
+        levels = ((tile.images[1], image), (tile.rows[1], shape.out_cols), (tile.cols[1], 1))
+        return layout.region(first, levels, self._first_channel(tile), tile.channels[1])
+
+    def _check_capacity(self, spad: int, tile: OutputTile, core: CoreConfig) -> None:
+        layer = self.plan.layer
+        acc = tile.pixels * tile.channels[1] * ACCUMULATOR_BYTES
+        for what, key, needed, half in (
+            ("scratchpad", "cores.spad_kib", spad, core.spad_kib * 512),
+            ("accumulators", "cores.acc_kib", acc, core.acc_kib * 512),
+        ):
+            if needed > half:
+                raise MappingError(
+                    f"layer {layer.name} ({layer.op}): a tile needs {needed} bytes of {what}, half of them is {half}; "
+                    f"use a smaller mapping or enlarge {key}"
+                )
+
+
+@dataclass(frozen=True)
+class Lines:
+    """`count` input rows (or columns) from `first` on, `step` apart."""
+
+    first: int
+    count: int
+    step: int
+
+
+def input_lines(
+    out: tuple[int, int], kernel: tuple[int, int], stride: int, dilation: int, pad: int, size: int
+) -> Lines:
+    """The input lines that outputs `out` = (start, length) read through kernel lines `kernel`, inside 0..size.
+
+    One kernel line reads every `stride`-th input line; more than one reads the whole window between the first and
+    the last, as one rectangular transfer.
+    """
+    start = out[0] * stride - pad + kernel[0] * dilation
+    end = (out[0] + out[1] - 1) * stride - pad + (kernel[0] + kernel[1] - 1) * dilation
+    step = stride if kernel[1] == 1 else 1
+    first = start if start >= 0 else start + -(start // step) * step
+    last = min(end, size - 1)
+    return Lines(first, max(0, (last - first) // step + 1), step)
+
+
+def vector_units(n_bytes: int, core: CoreConfig) -> int:
+    """Vector-unit operations that cover `n_bytes`."""
+    return math.ceil(n_bytes / (core.vector_bits // 8))
+
+
+def vector(
+    builder: ProgramBuilder, dst: Operand, src_a: Operand, src_b: Operand | None, units: int, latency: int
+) -> None:
+    """One vector instruction of `units` operations of `latency` cycles each."""
+    builder.vector(dst=dst, src_a=src_a, src_b=src_b, size1=Extent(units), size2=Extent(latency))

@@ -1,0 +1,262 @@
+"""ONNX file -> `Graph` with static shapes.
+
+The maintained libraries do the work: onnxscript folds constants and shape arithmetic, onnx infers shapes. Weights
+take no part in it: every initializer that is large, or whose data lie in a file that may be missing, becomes a
+typed input before folding, so nothing of the size of a weight is ever read, created or multiplied.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import onnx_ir
+from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass, RemoveUnusedNodesPass
+from onnxscript.optimizer import fold_constants_ir
+
+from hwconfigs.errors import nearest
+from lowering.ir import Attribute, Graph, Node, Tensor
+from lowering.models import LoadedModel, ModelError
+
+_FOLD_ELEMENTS = 1024
+"""Constants up to this many elements take part in folding: shapes, axes, scalars. Larger ones are weights."""
+
+_FOLD_ROUNDS = 2
+"""The second round folds what the first one's shape inference made constant."""
+
+
+def read_graph(model: LoadedModel, batch: int = 1, dims: Mapping[str, int] | None = None) -> Graph:
+    """The model's graph with every dimension fixed.
+
+    batch: size of the first dimension of every input where the model leaves it open, or was exported with 1.
+    dims: sizes of open dimensions by their name in the file; an unnamed one is called `input.axis`.
+    Raises ModelError: an open dimension, an unknown name in `dims`, a graph whose shapes contradict each other.
+    """
+    if batch < 1:
+        raise ModelError(f"--batch {batch}: must be at least 1")
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    weights = {item.name for item in proto.graph.initializer}
+    inputs = [item for item in proto.graph.input if item.name not in weights]
+    _fix_dimensions(model, inputs, batch, dims or {})
+    if batch > 1:
+        _rebatch_reshapes(proto, batch)
+    _hide_weights(proto)
+    del proto.graph.value_info[:]
+    for output in proto.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    proto = _infer(model, _fold(model, proto))
+    return _build(model, proto, weights, {item.name for item in inputs})
+
+
+# -- dimensions
+
+
+def _fix_dimensions(model: LoadedModel, inputs: list[ValueInfoProto], batch: int, dims: Mapping[str, int]) -> None:
+    """Write `batch` and `dims` into the shapes of the graph's inputs, in place."""
+    names: set[str] = set()
+    open_dims: list[str] = []
+    for item in inputs:
+        if not item.type.tensor_type.HasField("shape"):
+            raise ModelError(f"model {model.path}: input {item.name} has no shape; vsim needs its rank")
+        for axis, dim in enumerate(item.type.tensor_type.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value > 0:
+                if axis == 0 and dim.dim_value == 1:
+                    dim.dim_value = batch
+                continue
+            name = dim.dim_param if dim.dim_param.strip("?") else f"{item.name}.{axis}"
+            names.add(name)
+            size = dims.get(name, batch if axis == 0 else 0)
+            if size < 0 or (name in dims and size == 0):
+                raise ModelError(f"--dim {name}={size}: must be at least 1")
+            if size == 0:
+                open_dims.append(f"dimension {axis} of input {item.name} is open; set it with --dim {name}=SIZE")
+            dim.ClearField("dim_param")
+            dim.dim_value = size
+    for name in dims:
+        if name not in names:
+            known = nearest(name, sorted(names)) if names else " (it has no open dimension)"
+            raise ModelError(f"--dim {name}: model {model.path} has no open dimension of that name{known}")
+    if open_dims:
+        raise ModelError(f"model {model.path}: {'; '.join(dict.fromkeys(open_dims))}")
+
+
+def _rebatch_reshapes(proto: onnx.ModelProto, batch: int) -> None:
+    """Rewrite the constant target shapes of Reshape from a batch of 1 to `batch`, in place.
+
+    Graphs exported for one image write `[1, 9216]` into their Reshape; element counts are checked after inference.
+    """
+    targets = {node.input[1] for node in proto.graph.node if node.op_type == "Reshape" and len(node.input) > 1}
+    tensors = [item for item in proto.graph.initializer if item.name in targets]
+    for node in proto.graph.node:
+        if node.op_type == "Constant" and node.output[0] in targets:
+            tensors.extend(attribute.t for attribute in node.attribute if attribute.name == "value")
+    for tensor in tensors:
+        shape = numpy_helper.to_array(tensor).copy()
+        if shape.size > 1 and shape[0] == 1:
+            shape[0] = batch
+            tensor.CopyFrom(numpy_helper.from_array(shape, tensor.name))
+
+
+# -- weights, folding, inference
+
+
+def _hide_weights(proto: onnx.ModelProto) -> None:
+    """Turn initializers that are large or stored elsewhere into typed inputs, in place."""
+    listed = {item.name for item in proto.graph.input}
+    kept: list[TensorProto] = []
+    for item in proto.graph.initializer:
+        if item.data_location != TensorProto.EXTERNAL and math.prod(item.dims) <= _FOLD_ELEMENTS:
+            kept.append(item)
+        elif item.name not in listed:
+            proto.graph.input.append(helper.make_tensor_value_info(item.name, item.data_type, list(item.dims)))
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+
+
+def _may_fold(node: onnx_ir.Node) -> bool | None:
+    """Fold ConstantOfShape (kept by default) when it is small; everything else by the library's own rules."""
+    if node.op_type != "ConstantOfShape" or node.inputs[0] is None or node.inputs[0].const_value is None:
+        return None
+    return int(np.prod(node.inputs[0].const_value.numpy())) <= _FOLD_ELEMENTS
+
+
+def _fold(model: LoadedModel, proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Inline functions, fold constants and shape arithmetic, drop what is then unused."""
+    prepare = onnx_ir.passes.Sequential(InlinePass(), RemoveInitializersFromInputsPass())
+    remove_unused = RemoveUnusedNodesPass()
+    logger = logging.getLogger("onnxscript.optimizer")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # a node that cannot be folded stays, which is no news to the user
+    try:
+        graph = prepare(onnx_ir.serde.deserialize_model(proto)).model
+        for _ in range(_FOLD_ROUNDS):
+            fold_constants_ir(
+                graph,
+                onnx_shape_inference=True,
+                input_size_limit=_FOLD_ELEMENTS,
+                output_size_limit=_FOLD_ELEMENTS,
+                should_fold=_may_fold,
+            )
+            graph = remove_unused(graph).model
+        return onnx_ir.serde.serialize_model(graph)
+    except Exception as error:
+        raise ModelError(f"model {model.path}: constants cannot be folded: {_reason(error)}") from error
+    finally:
+        logger.setLevel(level)
+
+
+def _infer(model: LoadedModel, proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True, strict_mode=True)
+    except Exception as error:
+        raise ModelError(f"model {model.path}: shapes cannot be inferred: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line: the libraries wrap the useful sentence several times."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# -- the graph
+
+
+def _build(model: LoadedModel, proto: onnx.ModelProto, weights: set[str], inputs: set[str]) -> Graph:
+    graph = proto.graph
+    shapes = {item.name: _shape(item) for item in (*graph.input, *graph.output, *graph.value_info)}
+    tensors: dict[str, Tensor] = {}
+    for item in graph.initializer:
+        values = tuple(float(x) for x in numpy_helper.to_array(item).ravel().tolist()) if _is_number(item) else None
+        tensors[item.name] = Tensor(item.name, tuple(item.dims), constant=True, values=values)
+    for item in graph.input:
+        if item.name not in tensors:
+            tensors[item.name] = Tensor(item.name, shapes[item.name] or (), constant=item.name in weights)
+    nodes: list[Node] = []
+    for proto_node in graph.node:
+        node = _node(model, proto_node, tensors, shapes)
+        tensors.update({output.name: output for output in node.outputs})
+        if not node.outputs[0].constant:
+            _check_reshape(model, node)
+            nodes.append(node)
+    return Graph(
+        name=model.name,
+        opset=model.opset,
+        inputs=tuple(tensors[item.name] for item in graph.input if item.name in inputs),
+        outputs=tuple(tensors[item.name] for item in graph.output if item.name in tensors),
+        nodes=tuple(nodes),
+    )
+
+
+def _node(
+    model: LoadedModel,
+    proto: onnx.NodeProto,
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...] | None],
+) -> Node:
+    name = proto.name or proto.output[0]
+    missing = [item for item in proto.input if item and item not in tensors]
+    if missing:
+        raise ModelError(
+            f"model {model.path}: node {name} ({proto.op_type}) reads {missing[0]}, which nothing computes"
+        )
+    inputs = tuple(tensors[item] if item else None for item in proto.input)
+    constant = all(item is None or item.constant for item in inputs)
+    outputs: list[Tensor] = []
+    for output in proto.output:
+        shape = shapes.get(output)
+        if shape is None and output and not constant:
+            raise ModelError(
+                f"model {model.path}: the shape of {output}, computed by node {name} ({proto.op_type}), "
+                "cannot be inferred before running the model"
+            )
+        outputs.append(Tensor(output, shape or (), constant=constant))
+    attributes = {item.name: _attribute(item) for item in proto.attribute}
+    return Node(
+        name,
+        proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}",
+        inputs,
+        tuple(outputs),
+        {key: value for key, value in attributes.items() if value is not None},
+    )
+
+
+def _check_reshape(model: LoadedModel, node: Node) -> None:
+    if node.op == "Reshape" and node.input(0).elements != node.outputs[0].elements:
+        raise ModelError(
+            f"model {model.path}: node {node.name} (Reshape) cannot turn {node.input(0).shape} into "
+            f"{node.outputs[0].shape}; the model was exported for another batch or input size"
+        )
+
+
+def _shape(item: ValueInfoProto) -> tuple[int, ...] | None:
+    """Static shape; None when the rank or a dimension is unknown."""
+    if not item.type.tensor_type.HasField("shape"):
+        return None
+    dims = item.type.tensor_type.shape.dim
+    return tuple(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
+
+
+def _is_number(item: TensorProto) -> bool:
+    return item.data_type not in (TensorProto.STRING, TensorProto.UNDEFINED) and not item.external_data
+
+
+def _attribute(item: onnx.AttributeProto) -> Attribute | None:
+    """Numbers, strings and lists of numbers; graphs and tensors are of no use to lowering."""
+    value = helper.get_attribute_value(item)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, list | tuple) or hasattr(value, "__len__"):
+        items = list(value)
+        if all(isinstance(x, int) for x in items):
+            return tuple(items)
+        if all(isinstance(x, int | float) for x in items):
+            return tuple(float(x) for x in items)
+    return None
