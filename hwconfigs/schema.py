@@ -77,6 +77,10 @@ class CoreConfig(Frozen):
             raise ValueError(f"vector_bits = {self.vector_bits} is not a whole number of bytes")
         return self
 
+    def __hash__(self) -> int:
+        """By value, so that what depends on a core alone can be cached."""
+        return hash((self.rows, self.cols, self.spad_kib, self.acc_kib, self.vector_bits, *dict(self.latency).values()))
+
 
 class LatencyOverride(Frozen):
     """Operation latencies of one core that differ from `Cores.latency`."""

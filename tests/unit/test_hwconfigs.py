@@ -41,7 +41,7 @@ def test_the_presets_that_others_name_exist():
 
 def test_descriptions_are_immutable():
     with pytest.raises(ValidationError):
-        load_hw(SERVER).name = "other"  # pyright: ignore[reportAttributeAccessIssue]
+        load_hw(SERVER).name = "other"
 
 
 def test_overrides_on_dotted_keys():
