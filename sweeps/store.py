@@ -47,6 +47,7 @@ class ResultFolder:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
+            _refuse_foreign(path)
             lock = _lock(path)
         except OSError as error:
             raise ResultFolderError(f"{path}: cannot write the results there: {error.strerror}") from error
@@ -118,11 +119,16 @@ def _lock(path: Path) -> BinaryIO:
     return stream
 
 
+def _refuse_foreign(path: Path) -> None:
+    # A kill at the very start may leave a result folder that has no manifest yet.
+    own = {LOCK, JOURNAL, f"{MANIFEST}.part"}
+    others = sorted(entry.name for entry in path.iterdir() if entry.name not in own)
+    if others and not (path / MANIFEST).exists():
+        raise ResultFolderError(f"{path}: not a result folder, and not empty ({others[0]}); choose another --out")
+
+
 def _check_fits(path: Path, points: Sequence[Point], resume: bool) -> None:
     if not (path / MANIFEST).exists():
-        others = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK)
-        if others:
-            raise ResultFolderError(f"{path}: not a result folder, and not empty ({others[0]}); choose another --out")
         return
     manifest = read_manifest(path)
     stored = {entry["hash"] for entry in manifest["points"]}

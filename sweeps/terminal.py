@@ -1,4 +1,4 @@
-"""Progress of a sweep on the terminal: points done, lane-cycles per second, time left."""
+"""What a sweep shows on the terminal: points done, lane-cycles per second and time left, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn
 
-from sweeps.runner import Observer
+from sweeps.runner import Observer, SweepSummary
 from vsim.api import Progress
 
 _LINE_EVERY_SECONDS = 20.0
+_MAX_FAILURES_SHOWN = 10
 
 
 class ProgressReport(Observer):
@@ -75,3 +76,20 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def print_summary(summary: SweepSummary, console: Console) -> None:
+    """Print what a sweep did, where its results are, and which points failed."""
+    good = summary.points - len(summary.failed)
+    reused = f", {summary.reused} of them from before" if summary.reused else ""
+    console.print(f"{good} of {summary.points} points ok{reused}; results in {summary.folder}")
+    if summary.simulated and summary.seconds:
+        speed = summary.lane_cycles / summary.seconds
+        console.print(
+            f"{summary.simulated} points simulated in {summary.seconds:,.1f} s: "
+            f"{summary.lane_cycles:,} lane-cycles, {speed:,.0f} a second"
+        )
+    for label, status in summary.failed[:_MAX_FAILURES_SHOWN]:
+        console.print(f"  {status}: {label}")
+    if len(summary.failed) > _MAX_FAILURES_SHOWN:
+        console.print(f"  and {len(summary.failed) - _MAX_FAILURES_SHOWN} more, see results.parquet")
