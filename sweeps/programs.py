@@ -13,14 +13,14 @@ from lowering.program import Program
 from sweeps.points import Point
 
 _HARDWARE_FIELDS = frozenset({"cores", "precision_bytes", "onnxim"})
-_DRAM_FIELDS = frozenset({"request_bytes"})
+_DRAM_FIELDS = frozenset({"request_bytes", "size_gib"})
 
 
 def lowering_hardware(hw: HwConfig) -> dict[str, Any]:
     """Return the part of a hardware description that lowering reads.
 
-    Cores (array, memories, latencies), precision, request size and the imported ONNXim options shape the program;
-    clocks, DMA, DRAM timing and channels, and the NoC only shape how long it takes.
+    Cores (array, memories, latencies), precision, request size, memory capacity and the imported ONNXim options shape
+    the program; clocks, DMA, DRAM timing and channels, and the NoC only shape how long it takes.
     """
     content = hw.model_dump(mode="json", include=set(_HARDWARE_FIELDS))
     return {**content, "dram": hw.dram.model_dump(mode="json", include=set(_DRAM_FIELDS))}
@@ -39,10 +39,12 @@ def lower_points(
     errors: dict[str, UserError] = {}
     for done, point in enumerate(points):
         on_progress(done, len(points))
-        key = _program_key(point)
-        if key not in lowered:
-            lowered[key] = _lower(point)
-        result = lowered[key]
+        result = _not_modelled(point)
+        if result is None:
+            key = _program_key(point)
+            if key not in lowered:
+                lowered[key] = _lower(point)
+            result = lowered[key]
         if isinstance(result, UserError):
             errors[point.digest] = result
         else:
@@ -51,6 +53,15 @@ def lower_points(
     if errors and not programs:
         raise next(iter(errors.values()))
     return programs, errors
+
+
+def _not_modelled(point: Point) -> UserError | None:
+    """Return the error of hardware that can be described but not simulated."""
+    try:
+        point.hw.check_modelled()
+    except UserError as error:
+        return error
+    return None
 
 
 def _lower(point: Point) -> Program | UserError:

@@ -1,4 +1,22 @@
-"""The sweep specification: a YAML file saying which model runs on which hardware points."""
+"""The sweep specification: a YAML file saying which model runs on which hardware points.
+
+.. code-block:: yaml
+
+    name: my-sweep
+    model: onnx:light_resnet50          # or a path from this file's folder; may be swept, as may batch and base
+    base: npu-server-128x128x4          # preset, file, or the description itself
+    set: {dma.descriptors_per_cycle: 8} # the same at every point
+    sweep:                              # every combination; the first key varies slowest
+      dram.channels: [4, 8, 16]
+      clocks.dram_mhz: {start: 600, stop: 1200, step: 200}
+      dram.read_queue: {start: 16, stop: 256, num: 5, scale: log}
+    zip:                                # a list of groups; the keys of a group advance together
+      - {cores.rows: [64, 128], cores.cols: [64, 128]}
+    derived:                            # arithmetic over keys, the earlier derived ones included
+      dram.write_queue: dram.read_queue // 2
+    exclude:                            # a point that matches all of a condition is dropped
+      - {dram.channels: 16, cores.rows: [64]}
+"""
 
 from __future__ import annotations
 
