@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
 
 from hwconfigs.errors import UserError
 from hwconfigs.schema import HwConfig
+
+ACC_ROW_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -41,22 +44,22 @@ def gemm_mapping(hw: HwConfig, n: int, m: int, k: int) -> GemmMapping:
 
 def _largest_tile_blocks(spad_bytes: int, acc_bytes: int, d: int, precision_bytes: int) -> tuple[int, int]:
     """Side of the output tile and depth of the operand tiles, in blocks of d."""
-    spad_blocks = spad_bytes // (2 * d * precision_bytes) // 2 // d
-    ij = isqrt(acc_bytes // (d * 4 * 2) // d)
-    # The original stops here when ij exceeds the scratchpad's blocks; a smaller output tile runs.
-    ij = min(ij, spad_blocks)
-    if ij == 0:
+    # A half must hold one block of each operand; the original counts one request per accumulator row (Q13).
+    if 2 * d * d * precision_bytes > spad_bytes // 2 or d * ACC_ROW_BYTES > acc_bytes // 2:
         raise UserError(
             f"a tile of one {d}x{d} block does not fit: cores.spad_kib = {spad_bytes // 1024}, "
             f"cores.acc_kib = {acc_bytes // 1024}; enlarge the memories or shrink the array"
         )
-    return ij, spad_blocks // ij
+    spad_blocks = spad_bytes // (2 * d * precision_bytes) // 2 // d
+    # The original divides by zero when the square root is 0 or exceeds the scratchpad's blocks (Q3).
+    ij = max(1, min(isqrt(acc_bytes // (d * 4 * 2) // d), spad_blocks))
+    return ij, max(1, spad_blocks // ij)
 
 
 def _spread_over_cores(tiles_n: int, tiles_m: int, n: int, m: int, n_cores: int) -> tuple[int, int]:
     """Cut the longer side further when there are fewer tiles than cores, then add the remainder to it (Q4)."""
 
-    def cut(step) -> None:
+    def cut(step: Callable[[int], int]) -> None:
         nonlocal tiles_n, tiles_m
         if m > n and m > n_cores:
             tiles_m = step(tiles_m)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hwconfigs.dram_table import DramStandard
 from hwconfigs.schema import HwConfig
 
 COMMANDS = ("ACT", "PRE", "RD", "WR", "PREA", "REF")
@@ -76,7 +77,11 @@ class DramTiming:
     @staticmethod
     def from_hw(hw: HwConfig) -> DramTiming:
         """The timing of one channel of `hw`, with the fixed queue sizes of the fork."""
-        table = hw.dram.table()
+        return DramTiming.from_standard(hw.dram.table(), refresh=hw.dram.refresh)
+
+    @staticmethod
+    def from_standard(table: DramStandard, refresh: bool = True) -> DramTiming:
+        """The timing of one channel of a standard, with the fixed queue sizes of the fork."""
         organisation = table.organisation
         fields = {name.replace("bank_group", "group"): f for name, f in organisation.address_fields().items()}
         distances = [
@@ -94,7 +99,7 @@ class DramTiming:
             shifts={name: f.shift + organisation.offset_bits for name, f in fields.items()},
             widths={name: f.bits for name, f in fields.items()},
             read_latency=table.read_latency_cycles,
-            interval=table.refresh_interval_cycles if table.refreshable and hw.dram.refresh else 0,
+            interval=table.refresh_interval_cycles if table.refreshable and refresh else 0,
         )
 
     def place(self, address: int) -> dict[str, int]:

@@ -364,31 +364,38 @@ class _RamulatorChannel:
         return self._returns.popleft() if self._returns else None
 
 
-class _SimpleChannels:
-    """Section 7.1: a fixed latency; no access becomes ready before an earlier one of any channel."""
+@dataclass
+class _SimpleClock:
+    """Section 7.1: no access of any channel becomes ready before an earlier accepted one."""
 
-    def __init__(self, latency: int) -> None:
-        self.latency, self.now, self.last = latency, 0, 0
+    latency: int
+    now: int = 0
+    last_ready: int = 0
 
 
 class _SimpleChannel:
-    def __init__(self, shared: _SimpleChannels) -> None:
-        self._shared = shared
+    """A fixed latency; at most one answer per DRAM cycle, and never full."""
+
+    def __init__(self, clock: _SimpleClock) -> None:
+        self._clock = clock
         self._waiting: deque[Request] = deque()
+        self._returns: deque[Request] = deque()
 
     def full(self) -> bool:
         return False
 
     def push(self, request: Request) -> None:
-        shared = self._shared
-        shared.last = max(shared.now + shared.latency, shared.last)
-        request.dram_accept, request.dram_complete = shared.now, shared.last
+        clock = self._clock
+        clock.last_ready = max(clock.now + clock.latency, clock.last_ready)
+        request.dram_accept, request.dram_complete = clock.now, clock.last_ready
         self._waiting.append(request)
 
+    def tick(self) -> None:
+        if self._waiting and self._waiting[0].dram_complete <= self._clock.now:
+            self._returns.append(self._waiting.popleft())
+
     def pop(self) -> Request | None:
-        if self._waiting and self._waiting[0].dram_complete <= self._shared.now:
-            return self._waiting.popleft()
-        return None
+        return self._returns.popleft() if self._returns else None
 
 
 class _SimpleScheduler:
@@ -451,15 +458,15 @@ class Chip:
         self.cores = [Core(i, hw, trace) for i in range(program.n_cores)]
         self.scheduler = _SimpleScheduler(program)
         self.noc = SimpleNoc(program.n_cores * self.ports + hw.dram.channels, hw.noc.latency_cycles)
-        self.simple = _SimpleChannels(hw.dram.latency_cycles) if hw.dram.standard == "simple" else None
+        self._simple_clock = _SimpleClock(hw.dram.latency_cycles)
         self.channels = [self._channel() for _ in range(hw.dram.channels)]
         self.cycle = 0
         self.requests: list[Request] | None = [] if record_requests else None
         self.reads = self.writes = 0
 
     def _channel(self) -> _RamulatorChannel | _SimpleChannel:
-        if self.simple is not None:
-            return _SimpleChannel(self.simple)
+        if self.hw.dram.standard == "simple":
+            return _SimpleChannel(self._simple_clock)
         return _RamulatorChannel(DramTiming.from_hw(self.hw), self.hw.dram.channels, self.hw.dram.request_bytes)
 
     @property
@@ -481,12 +488,9 @@ class Chip:
 
     def dram_phase(self) -> None:
         """One tick of the DRAM clock."""
-        if self.simple is not None:
-            self.simple.now += 1
-            return
         for channel in self.channels:
-            assert isinstance(channel, _RamulatorChannel)
             channel.tick()
+        self._simple_clock.now += 1
 
     def noc_phase(self) -> None:
         """One tick of the NoC clock: cores inject and receive, channels receive and inject, packets move."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.conftest import SHARED
 from tests.reference.scalar_dram import COMMANDS, DramTiming, replay
 
 TRACES = [
@@ -20,10 +19,9 @@ TRACES = [
 ]
 
 
-@pytest.mark.skipif(SHARED is None, reason="the recorded traces of ../shared are not here")
 @pytest.mark.parametrize("trace", TRACES)
-def test_equals_recording(trace):
-    folder = SHARED / "reference" / "dram" / trace.split("/")[0]
+def test_equals_recording(shared, trace):
+    folder = shared / "reference" / "dram" / trace.split("/")[0]
     recorded = np.load(folder / f"{trace.split('/')[1]}.npz")
     timing = DramTiming.from_json(folder / "timing.json")
     result = replay(
