@@ -280,7 +280,9 @@ def _price(
     act = n * rows_in * cols_in * pixel + request
     k_blocks, k_chunks = _weight_blocks(shape, budget, inner)
     m_blocks = _column_blocks(shape, budget, m)
-    weights = m * c * s * r * element + k_blocks * m_blocks * request
+    # Blocks that are no whole requests are padded up to some.
+    ragged = (c % height != 0) | (m % width != 0) | (height * width * element % request != 0)
+    weights = m * c * s * r * element + np.where(ragged, k_blocks * m_blocks * request, 0)
     spad = act + weights + n * p * q * m * budget.residual_bytes
     acc = n * p * q * m * ACCUMULATOR_BYTES
 

@@ -1,0 +1,60 @@
+"""Workload -> program: reading ONNX, fusing, mapping, tiling, and writing fixed-shape instruction tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingOf
+from pathlib import Path
+
+from hwconfigs.errors import UserError
+from hwconfigs.schema import HwConfig
+from lowering.chip import Chip
+from lowering.mapping import Mapping, MappingError, parse_mapping
+from lowering.models import LoadedModel, ModelError, light_models, load_model
+from lowering.network import UnsupportedError, lower_graph
+from lowering.onnx_reader import read_graph
+from lowering.program import LayerInfo, Program
+
+__all__ = [
+    "LayerInfo",
+    "LoadedModel",
+    "Mapping",
+    "MappingError",
+    "ModelError",
+    "Program",
+    "UnsupportedError",
+    "light_models",
+    "load_model",
+    "lower",
+    "parse_mapping",
+    "read_graph",
+]
+
+
+def lower(
+    model: LoadedModel | Path | str,
+    hw: HwConfig,
+    *,
+    batch: int = 1,
+    dims: MappingOf[str, int] | None = None,
+    compat: str | None = None,
+    skip_unknown: bool = False,
+    mapping: Mapping | str | None = None,
+) -> Program:
+    """Turn a model into the program of one chip.
+
+    model: a loaded model, a path, or `onnx:NAME`. batch, dims: sizes of open dimensions (see `read_graph`).
+    compat: "onnxim" lowers as ONNXim does, faults included; None is the corrected default.
+    skip_unknown: leave operators that are not modelled out, with a warning in the program.
+    mapping: inner tile sizes for every matrix layer, or an ONNXim mapping line.
+    Raises UserError subclasses: ModelError, UnsupportedError, MappingError.
+    """
+    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    if compat == "onnxim":
+        from lowering.onnxim import lower_onnxim
+
+        return lower_onnxim(loaded.path, hw, batch=batch, dims=dims or {})
+    if compat is not None:
+        raise UserError(f"--compat {compat}: unknown mode; valid: onnxim")
+    forced = parse_mapping(mapping) if isinstance(mapping, str) else mapping
+    graph = read_graph(loaded, batch, dims)
+    return lower_graph(graph, Chip.of(hw), skip_unknown=skip_unknown, mapping=forced)
