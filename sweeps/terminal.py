@@ -30,6 +30,7 @@ class ProgressReport(Observer):
             console=console,
             disable=not console.is_terminal,
         )
+        self._stage = ""
         self._task = self._bar.add_task("starting", total=None, speed="")
         self._last_line = time.monotonic()
 
@@ -51,7 +52,10 @@ class ProgressReport(Observer):
         self._show("simulating", reused + progress.lanes_done, reused + progress.lanes_total, _speed(progress))
 
     def _show(self, stage: str, done: int, total: int, speed: str) -> None:
-        self._bar.update(self._task, description=stage, completed=done, total=total, speed=speed)
+        if stage != self._stage:
+            self._bar.remove_task(self._task)
+            self._stage, self._task = stage, self._bar.add_task(stage, total=total, speed=speed)
+        self._bar.update(self._task, completed=done, total=total, speed=speed)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= _LINE_EVERY_SECONDS:
             self._last_line = now

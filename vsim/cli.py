@@ -128,12 +128,16 @@ def sweep(
         return
     if out is None:
         raise UserError("missing option '--out': the folder for the results")
-    from sweeps.progress import ProgressReport
     from sweeps.runner import run_sweep
+    from sweeps.terminal import ProgressReport, print_summary
 
-    with ProgressReport(cli_tables.stderr()) as progress:
-        summary = run_sweep(loaded, expansion, out, resume=resume, observer=progress)
-    cli_tables.print_summary(summary)
+    try:
+        with ProgressReport(cli_tables.stderr()) as progress:
+            summary = run_sweep(loaded, expansion, out, resume=resume, observer=progress)
+    except KeyboardInterrupt:
+        _say("interrupted; every finished point is kept, and the same command continues the sweep")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    print_summary(summary, cli_tables.stdout())
     if summary.failed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -254,7 +258,6 @@ def _guarded(command: Callable[[], Any]) -> int:
     except typer.TyperException as error:
         return _fail(_usage(error))
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone; Python must not complain about it while it exits.
