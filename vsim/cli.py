@@ -86,13 +86,13 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Simulate one model on one chip."""
+    hardware, sizes = _hardware(hw, overrides), _parse_dims(dims)
+    hardware.check_modelled()
     from lowering import lower
+
+    program = lower(model, hardware, batch=batch, dims=sizes, compat=compat and compat.value, skip_unknown=skip_unknown)
     from vsim.api import SimPoint, simulate
 
-    hardware = _hardware(hw, overrides)
-    program = lower(
-        model, hardware, batch=batch, dims=_parse_dims(dims), compat=compat and compat.value, skip_unknown=skip_unknown
-    )
     point = SimPoint(hw=hardware, program=program, compat=compat is not None, max_cycles=max_cycles, label=program.name)
     [result] = simulate([point], idle_skip=not no_idle_skip)
     content = {"model": model, "hw": hardware.name, **result.to_json(), "warnings": list(program.warnings)}

@@ -1,0 +1,86 @@
+"""Lowering for a sweep: points that differ in timing only share one program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from hwconfigs.load import load_hw
+from hwconfigs.schema import HwConfig, dotted_keys
+from lowering import lower
+from sweeps.points import Point, expand
+from sweeps.programs import lower_points, lowering_hardware
+from sweeps.spec import load_spec
+from tests import models
+
+
+def points_of(folder: Path, sweep: str) -> tuple[Point, ...]:
+    """Expand a sweep of a small matrix multiplication over these axes."""
+    onnx.save(models.mm(32, 32, 32), folder / "mm.onnx")
+    spec = folder / "spec.yaml"
+    spec.write_text(f"name: t\nmodel: mm.onnx\nbase: npu-mobile-8x8\nsweep: {sweep}\n")
+    return expand(load_spec(spec)).points
+
+
+def test_points_that_differ_in_timing_only_share_a_program(tmp_path: Path):
+    points = points_of(tmp_path, "{clocks.dram_mhz: [300, 600, 1200], cores.rows: [8, 16]}")
+    programs, errors = lower_points(points, lambda done, total: None)
+    assert not errors
+    assert len({id(program) for program in programs.values()}) == 2
+
+
+def test_hardware_that_is_not_modelled_fails_its_points_only(tmp_path: Path):
+    points = points_of(tmp_path, "{noc.kind: [simple, booksim2]}")
+    programs, errors = lower_points(points, lambda done, total: None)
+    assert list(programs) == [points[0].digest]
+    assert "booksim2" in str(errors[points[1].digest])
+
+
+ALTERED = {
+    "clocks.core_mhz": 333,
+    "clocks.noc_mhz": 333,
+    "clocks.dram_mhz": 333,
+    "dma.outstanding_requests": 64,
+    "dma.descriptors_per_cycle": 1,
+    "dram.standard": "simple",
+    "dram.channels": 8,
+    "dram.read_queue": 8,
+    "dram.write_queue": 8,
+    "dram.latency_cycles": 7,
+    "dram.refresh": False,
+    "dram.timing": {"nRCD": 30},
+    "dram.scheduler": "fr_fcfs_first_ready",
+    "noc.kind": "booksim2",
+    "noc.latency_cycles": 9,
+    "noc.ports_per_core": 2,
+    "name": "another",
+    "source": "elsewhere",
+}
+"""Another value for every key that lowering must not read."""
+
+
+def _lowering_reads(key: str) -> bool:
+    part: object = lowering_hardware(load_hw("npu-mobile-8x8"))
+    for name in key.split("."):
+        if part is None:
+            return True
+        if not isinstance(part, dict) or name not in part:
+            return False
+        part = part[name]
+    return True
+
+
+@pytest.mark.parametrize("key", [key for key in dotted_keys(HwConfig) if not _lowering_reads(key)])
+@pytest.mark.parametrize("compat", [None, "onnxim"])
+def test_lowering_reads_only_its_part_of_the_hardware(tmp_path: Path, key: str, compat: str | None):
+    onnx.save(models.mlp(48, 40, 24, 16), tmp_path / "mlp.onnx")
+    hw = load_hw("npu-mobile-8x8x4")
+    assert hw.with_overrides({key: ALTERED[key]}) != hw
+    one = lower(tmp_path / "mlp.onnx", hw, compat=compat)
+    other = lower(tmp_path / "mlp.onnx", hw.with_overrides({key: ALTERED[key]}), compat=compat)
+    for table in ("rows", "tiles", "schedule", "pattern"):
+        np.testing.assert_array_equal(getattr(one, table), getattr(other, table))
+    assert (one.layers, one.spad_entries, one.acc_entries) == (other.layers, other.spad_entries, other.acc_entries)
