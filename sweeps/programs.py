@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
 
-from hwconfigs import HwConfig
 from hwconfigs.errors import UserError
 from lowering import lower
+from lowering.chip import Chip
 from lowering.program import Program
 from sweeps.points import Point
-
-_HARDWARE_FIELDS = frozenset({"cores", "precision_bytes", "onnxim"})
-_DRAM_FIELDS = frozenset({"request_bytes", "size_gib"})
-
-
-def lowering_hardware(hw: HwConfig) -> dict[str, Any]:
-    """Return the part of a hardware description that lowering reads.
-
-    Cores (array, memories, latencies), precision, request size, memory capacity and the imported ONNXim options shape
-    the program; clocks, DMA, DRAM timing and channels, and the NoC only shape how long it takes.
-    """
-    content = hw.model_dump(mode="json", include=set(_HARDWARE_FIELDS))
-    return {**content, "dram": hw.dram.model_dump(mode="json", include=set(_DRAM_FIELDS))}
 
 
 def lower_points(
@@ -34,14 +19,14 @@ def lower_points(
     Equal programs are one object. on_progress: called with the number of points done and their total.
     Raises the error when no point at all can be lowered: then the fault is in the model or the spec, not in a point.
     """
-    lowered: dict[str, Program | UserError] = {}
+    lowered: dict[Hashable, Program | UserError] = {}
     programs: dict[str, Program] = {}
     errors: dict[str, UserError] = {}
     for done, point in enumerate(points):
         on_progress(done, len(points))
         result = _not_modelled(point)
         if result is None:
-            key = _program_key(point)
+            key = program_key(point)
             if key not in lowered:
                 lowered[key] = _lower(point)
             result = lowered[key]
@@ -78,6 +63,10 @@ def _lower(point: Point) -> Program | UserError:
         return error
 
 
-def _program_key(point: Point) -> str:
-    job = {"model": str(point.model_path), "batch": point.batch, "dims": dict(point.dims)}
-    return json.dumps({**job, "hw": lowering_hardware(point.hw)}, sort_keys=True)
+def program_key(point: Point) -> Hashable:
+    """Return what decides the program of a point, among the points of one sweep.
+
+    Of the hardware that is its `Chip` (cores, element and request size), all that lowering gets to see, and the options
+    of an imported ONNXim configuration. Clocks, DMA, DRAM timing and channels, and the NoC do not shape a program.
+    """
+    return point.model_path, point.batch, frozenset(point.dims.items()), Chip.of(point.hw), point.hw.onnxim
