@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from sweeps.manifest import RunRecord
 from sweeps.points import Expansion, Point, expand
 from sweeps.spec import LoadedSpec, load_spec
@@ -18,6 +20,14 @@ sweep:
   dram.channels: [1, 2, 4]
   clocks.dram_mhz: [600, 1200]
 """
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model whose weights are in an external file that is not there."""
+    for weight in model.graph.initializer:
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value="weights.bin")
+    onnx.save(model, path)
 
 
 def write_spec(folder: Path, text: str = SPEC) -> Path:

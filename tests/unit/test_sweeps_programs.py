@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from hwconfigs.load import load_hw
@@ -14,11 +13,12 @@ from sweeps.points import Point, expand
 from sweeps.programs import lower_points
 from sweeps.spec import load_spec
 from tests import models
+from tests.sweep_results import save_model
 
 
 def points_of(folder: Path, sweep: str) -> tuple[Point, ...]:
     """Expand a sweep of a small matrix multiplication over these axes."""
-    onnx.save(models.mm(32, 32, 32), folder / "mm.onnx")
+    save_model(models.mm(32, 32, 32), folder / "mm.onnx")
     spec = folder / "spec.yaml"
     spec.write_text(f"name: t\nmodel: mm.onnx\nbase: npu-mobile-8x8\nsweep: {sweep}\n")
     return expand(load_spec(spec)).points
@@ -64,7 +64,7 @@ ALTERED = {
 @pytest.mark.parametrize("key", sorted(ALTERED))
 @pytest.mark.parametrize("compat", [None, "onnxim"])
 def test_lowering_does_not_read_timing(tmp_path: Path, key: str, compat: str | None):
-    onnx.save(models.mlp(48, 40, 24, 16), tmp_path / "mlp.onnx")
+    save_model(models.mlp(48, 40, 24, 16), tmp_path / "mlp.onnx")
     hw = load_hw("npu-mobile-8x8x4")
     assert hw.with_overrides({key: ALTERED[key]}) != hw
     one = lower(tmp_path / "mlp.onnx", hw, compat=compat)
