@@ -29,7 +29,8 @@ def lower_onnxim(
     that cannot fit.
     """
     graph = read_graph(load_model(model), hw.precision_bytes, batch, dims or {})
-    builder = ProgramBuilder(graph.name, hw.cores.count, hw.dram.request_bytes)
+    name = graph.name if isinstance(model, onnx.ModelProto) else Path(model).stem
+    builder = ProgramBuilder(name, hw.cores.count, hw.dram.request_bytes)
     unplaced_tiles = 0
     for started, layer in enumerate(graph.layers, start=1):
         if layer.op in GEMM_OPS | MATMUL_OPS:

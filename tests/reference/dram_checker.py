@@ -96,14 +96,18 @@ def _level(name: str) -> str:
     return _LEVEL_NAMES.get(name.lower(), name.lower())
 
 
+def _command(name: str) -> str:
+    return _COMMAND_NAMES.get(name, name)
+
+
 def rules_from_json(path: Path) -> list[Rule]:
     """The complete constraint table of a recorded trace folder (`timing.json`)."""
     data = json.loads(path.read_text())
     return [
         Rule(
             _level(c["level"]),
-            _COMMAND_NAMES.get(c["preceding"], c["preceding"]),
-            _COMMAND_NAMES.get(c["following"], c["following"]),
+            _command(c["preceding"]),
+            _command(c["following"]),
             c["latency"],
             c["window"],
             c["sibling"],
@@ -129,7 +133,7 @@ def rules_from_standard(standard: DramStandard) -> list[Rule]:
 
 def commands_from_recording(recorded: Mapping[str, NDArray]) -> list[DramCommand]:
     """The command stream of a recorded trace (`cmd_*` arrays, see `dram.md` section 1). A missing level counts as 0."""
-    names = [_COMMAND_NAMES.get(str(name), str(name)) for name in recorded["cmd_names"]]
+    names = [_command(str(name)) for name in recorded["cmd_names"]]
     levels = [_level(str(name)) for name in recorded["level_names"]]
 
     def column(level: str) -> list[int]:

@@ -49,7 +49,11 @@ def channel_of(block: int, n_channels: int) -> int:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of an event log. kind: T+ T- LD EX VX ST; `details` depend on the kind (see `Core`)."""
+    """One line of an event log.
+
+    kind: T+ T- (tile placed, finished), LD ST (transfer takes effect), EX VX (work enters array or vector unit).
+    details: named as in the recorded logs; `a` is the first byte address, `n` the number of requests.
+    """
 
     kind: str
     core: int
@@ -59,14 +63,18 @@ class Event:
 
 @dataclass(eq=False)
 class Request:
-    """One memory request on its way. issued, delivered: NoC ticks at which it left the core and came back."""
+    """One memory request on its way.
+
+    counters, entry: what a read decrements when its data arrive; None for writes.
+    issued, delivered: NoC ticks at which it left the core and came back; dram_accept, dram_complete: DRAM cycles.
+    """
 
     core: int
     block: int
     write: bool
     channel: int
-    counters: dict[tuple[bool, int], int] | None
-    entry: tuple[bool, int]
+    counters: dict[int, int] | None
+    entry: int
     issued: int = -1
     delivered: int = -1
     dram_accept: int = -1
@@ -101,7 +109,7 @@ class Core:
     def __init__(self, index: int, hw: HwConfig, trace: list[Event] | None) -> None:
         core = hw.core(index)
         self.index, self.rows, self.cols = index, core.rows, core.cols
-        self.n_channels = hw.dram.channels
+        self.n_channels, self.request_bytes = hw.dram.channels, hw.dram.request_bytes
         self.trace = trace
         self.now = 0
         self.tiles: list[_Resident] = []
@@ -186,7 +194,7 @@ class Core:
         self._log_transfer("LD", load)
 
     def _store_stage(self) -> None:
-        if not self._stores or not self._valid(self._stores[0], *self._key(self._stores[0])):
+        if not self._stores or not self._valid(self._stores[0]):
             return
         store = self._stores.popleft()
         self._send(store, write=True)
@@ -196,17 +204,16 @@ class Core:
 
     def _send(self, transfer: _InFlight, write: bool) -> None:
         counters, entry = self._destination(transfer)
-        key = (transfer.instruction.dst_acc, entry)
         for block in transfer.instruction.blocks.tolist():
             channel = channel_of(block, self.n_channels)
-            self.requests.append(Request(self.index, block, write, channel, None if write else counters, key))
+            self.requests.append(Request(self.index, block, write, channel, None if write else counters, entry))
 
     def receive(self, request: Request) -> None:
         """A read's data or a write's acknowledgement arrives."""
         if request.write:
             self.unacknowledged -= 1
         elif request.counters is not None:
-            request.counters[request.entry[1]] -= 1
+            request.counters[request.entry] -= 1
 
     def _execute_stage(self) -> None:
         work = self._execute
@@ -253,7 +260,7 @@ class Core:
         if instruction.op is Op.LOAD:
             self._load = work
         elif instruction.op is Op.STORE:
-            if not self._valid(work, instruction.dst_acc, instruction.dst):
+            if not self._valid(work):
                 return False
             self._stores.append(work)
         else:
@@ -274,17 +281,14 @@ class Core:
 
     # -- entries
 
-    def _key(self, work: _InFlight) -> tuple[bool, int]:
-        return work.instruction.dst_acc, work.instruction.dst
-
     def _destination(self, work: _InFlight) -> tuple[dict[int, int], int]:
         acc = work.instruction.dst_acc
         half = work.owner.acc_half if acc else work.owner.spad_half
         return self._counters[acc][half], work.instruction.dst
 
-    def _valid(self, work: _InFlight, acc: bool, entry: int) -> bool:
-        half = work.owner.acc_half if acc else work.owner.spad_half
-        return self._counters[acc][half].get(entry) == 0
+    def _valid(self, work: _InFlight) -> bool:
+        counters, entry = self._destination(work)
+        return counters.get(entry) == 0
 
     # -- events
 
@@ -299,7 +303,8 @@ class Core:
     def _log_transfer(self, kind: str, work: _InFlight) -> None:
         blocks = work.instruction.blocks
         if self.trace is not None:
-            self._log(kind, n=len(blocks), block=int(blocks[0]), **self._halves(work.owner))
+            first = int(blocks[0]) * self.request_bytes
+            self._log(kind, n=len(blocks), a=first, **self._halves(work.owner))
 
 
 class SimpleNoc:

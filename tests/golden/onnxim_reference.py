@@ -1,0 +1,160 @@
+"""What the recorded runs of ONNXim say, as data for tests: golden rows, cases, event logs.
+
+The rows are those of `onnxim.md` section 16 (ONNXim commit a1e8629, Release build, Ramulator2 fork); they need no
+files. Cases and event logs are read from `../shared/reference/onnxim`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from hwconfigs import HwConfig, load_hw
+from tests import models
+
+
+def _hw(name: str, clocks: tuple[int, int, int], precision: int, cores: dict, dram: dict, ports: int) -> HwConfig:
+    core_mhz, noc_mhz, dram_mhz = clocks
+    return HwConfig.from_data(
+        {
+            "name": name,
+            "clocks": {"core_mhz": core_mhz, "noc_mhz": noc_mhz, "dram_mhz": dram_mhz},
+            "precision_bytes": precision,
+            "cores": cores,
+            "dram": {"request_bytes": 32, "scheduler": "fr_fcfs_first_ready"} | dram,
+            "noc": {"latency_cycles": 1, "ports_per_core": ports},
+        }
+    )
+
+
+_BIG = {"rows": 128, "cols": 128, "spad_kib": 32768, "acc_kib": 4096, "vector_bits": 65536, "count": 4}
+_SMALL = {"rows": 8, "cols": 8, "spad_kib": 64, "acc_kib": 16, "vector_bits": 2048}
+_DDR4 = {"standard": "DDR4_ONNXIM", "channels": 2}
+
+CONFIGURATIONS = {
+    "server": _hw("server", (1000, 1000, 1200), 2, _BIG, {"standard": "HBM2_ONNXIM", "channels": 16}, 16),
+    "mobile_c4": _hw("mobile_c4", (1000, 2000, 400), 2, _SMALL | {"count": 4}, _DDR4, 1),
+    "mobile_c1": _hw("mobile_c1", (1000, 2000, 400), 1, _SMALL | {"count": 1}, _DDR4, 1),
+}
+"""128x128_c4_simple_noc_tpuv4, 8x8_c4_simple_noc_transformer and 8x8_c1_simple_noc_transformer."""
+
+
+@dataclass(frozen=True)
+class GoldenRow:
+    """One run. finishes: cycle at which each layer finished. row_states: hits, misses, conflicts over all channels."""
+
+    configuration: str
+    workload: str
+    finishes: tuple[int, ...]
+    total: int
+    row_states: tuple[int, int, int] = (0, 0, 0)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def hw(self) -> HwConfig:
+        """The configuration with the row's overrides."""
+        return CONFIGURATIONS[self.configuration].with_overrides(self.overrides)
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The row's graph."""
+        kind, *sizes = self.workload.split("_")
+        return getattr(models, kind)(*map(int, sizes))
+
+    def __str__(self) -> str:
+        changed = "".join(f"-{key}={value}" for key, value in self.overrides.items())
+        return f"{self.configuration}{changed}-{self.workload}"
+
+
+_SIMPLE_30 = {"dram.standard": "simple", "dram.latency_cycles": 30}
+_NOC_7 = {"noc.latency_cycles": 7}
+
+ROWS = (
+    GoldenRow("server", "mm_128_128_128", (810,), 907, (2856, 144, 72)),
+    GoldenRow("server", "mm_256_256_256", (1851,), 1936, (11496, 512, 280)),
+    GoldenRow("server", "mm_512_512_512", (9283,), 9393, (42984, 512, 5656)),
+    GoldenRow("server", "mm_1_512_512", (2100,), 2105, (14561, 712, 1271)),
+    GoldenRow("server", "mm_256_4096_1024", (42687,), 42892, (500870, 6692, 33110)),
+    GoldenRow("server", "mm_1024_1024_1024", (25379,), 25776, (281812, 2317, 43551)),
+    GoldenRow("server", "mlp_512_512_512_512", (9284, 9286, 18645), 18755, (85794, 546, 12028)),
+    GoldenRow("mobile_c4", "mm_64_64_64", (6702,), 9739, (1528, 8, 0)),
+    GoldenRow("mobile_c4", "mm_128_128_128", (56138,), 59357, (10190, 42, 14)),
+    GoldenRow("mobile_c4", "mm_1_512_512", (97391,), 97672, (17271, 665, 92)),
+    GoldenRow("mobile_c4", "mm_100_300_200", (198319,), 199322, (36229, 249, 46)),
+    GoldenRow("mobile_c4", "mlp_64_128_256_100", (66518, 66520, 130580), 131474, (22914, 140, 28)),
+    GoldenRow("mobile_c1", "mm_64_64_64", (4867,), 6474, (1020, 4, 0)),
+    GoldenRow("mobile_c1", "mm_128_128_128", (36389,), 37077, (6084, 20, 44)),
+    GoldenRow("mobile_c1", "mlp_64_128_256_100", (36440, 36441, 65543), 65649, (10660, 62, 0)),
+    GoldenRow("server", "mm_256_256_256", (1825,), 1920, overrides=_SIMPLE_30),
+    GoldenRow("server", "mm_1_512_512", (1963,), 1993, overrides=_SIMPLE_30),
+    GoldenRow("mobile_c4", "mm_64_64_64", (6708,), 9750, (1528, 8, 0), _NOC_7),
+    GoldenRow("mobile_c4", "mm_100_300_200", (198335,), 199337, (36229, 249, 46), _NOC_7),
+)
+"""Every mm_* and mlp_* row of section 16 that ran to its end on the simple NoC."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One entry of `cases.json`."""
+
+    name: str
+    data: Mapping[str, Any]
+    model_path: Path
+
+    def hw(self, folder: Path) -> HwConfig:
+        """The case's configuration, read through the importer; `folder` is a scratch folder."""
+        path = folder / f"{self.name}.json"
+        path.write_text(json.dumps(self.data["config"]))
+        return load_hw(path)
+
+    @property
+    def finishes(self) -> list[int]:
+        """Finish cycle of every layer."""
+        return [layer["finish_cycle"] for layer in self.data["layers"]]
+
+
+def load_cases(shared: Path) -> dict[str, Case]:
+    """The single-model, default-mode cases on the `simple` scheduler and NoC whose result must be equal, by id."""
+    folder = shared / "reference" / "onnxim"
+    cases = {}
+    for line in (folder / "cases.json").read_text().splitlines():
+        line = line.strip().rstrip(",")
+        if line.startswith("{"):
+            data = json.loads(line)
+            single = data["mode"] == "default" and data["scheduler"] == "simple" and len(data["models_list"]) == 1
+            if single and data["expect"] == "exact":
+                cases[data["id"]] = Case(data["id"], data, folder / data["model_files"][0])
+    return cases
+
+
+@dataclass(frozen=True)
+class LoggedEvent:
+    """One line of an event log: kind, core, core cycle, and the named numbers of the rest.
+
+    details: as named in the log; `a` is the first byte address (a0), `dst` the local address, `L` the layer.
+    """
+
+    kind: str
+    core: int
+    cycle: int
+    details: Mapping[str, int]
+
+
+def read_events(path: Path) -> list[LoggedEvent]:
+    """All lines of an event log (`README.md`, onnxim/events), in order."""
+    events = []
+    with gzip.open(path, "rt") as lines:
+        for line in lines:
+            kind, core, cycle, *rest = line.split()
+            text = " ".join(rest)
+            details = {name: int(value) for name, value in re.findall(r"\b([a-zL]+)(-?\d+)\b", text)}
+            details |= {name: int(value, 16) for name, value in re.findall(r"\b(a|dst)0?=?([0-9a-f]+)\b", text)}
+            events.append(LoggedEvent(kind, int(core), int(cycle), details))
+    return events
