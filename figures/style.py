@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's set (https://jfly.uni-koeln.de/color/), without its yellow, which is lost on white paper."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-_RC = {
+_RC: dict[Any, Any] = {
     # STIX looks like the Times of IEEE papers and comes with Matplotlib, so figures are the same on every machine.
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
@@ -65,6 +66,6 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
     return pdf, png
 
 
-def series_style(index: int) -> dict[str, str]:
+def series_style(index: int) -> dict[str, Any]:
     """Return colour and marker of the series at this position, 0..6."""
     return {"color": COLOURS[index], "marker": MARKERS[index]}
