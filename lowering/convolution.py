@@ -87,8 +87,7 @@ def _pair(sizes: tuple[int, ...], default: int, node: Node) -> Pair:
         raise UserError(
             f"node {node.name}: {node.op} over {len(sizes)} spatial dimensions is not modelled; 1 and 2 are"
         )
-    rows, cols = (default, *sizes) if len(sizes) == 1 else sizes
-    return rows, cols
+    return (default, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
 
 
 def _window_attributes(node: Node, kernel: Pair, in_size: Pair, out_size: Pair) -> tuple[Pair, Pair, Pair]:
@@ -100,8 +99,6 @@ def _window_attributes(node: Node, kernel: Pair, in_size: Pair, out_size: Pair) 
     if automatic in ("NOTSET", "VALID"):
         pads = node.ints("pads", (0,) * (2 * spatial)) if automatic == "NOTSET" else (0,) * (2 * spatial)
         return stride, dilation, _pair(pads[:spatial], 0, node)
-    total = [
-        max(0, (out_size[i] - 1) * stride[i] + (kernel[i] - 1) * dilation[i] + 1 - in_size[i]) for i in range(2)
-    ]
+    total = [max(0, (out_size[i] - 1) * stride[i] + (kernel[i] - 1) * dilation[i] + 1 - in_size[i]) for i in range(2)]
     rounded = math.ceil if automatic == "SAME_LOWER" else math.floor
     return stride, dilation, (rounded(total[0] / 2), rounded(total[1] / 2))

@@ -53,6 +53,8 @@ def fuse(graph: Graph) -> list[Group]:
         group = Group(node, node.outputs[0], index)
         if node.op in MATRIX or is_elementwise(node):
             while (steps := _next_steps(group, uses)) is not None:
+                if any(id(step.node) in claimed for step in steps):
+                    break
                 group.steps += steps
                 group.output = steps[-1].node.outputs[0]
                 claimed.update(id(step.node) for step in steps)

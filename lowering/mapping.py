@@ -100,7 +100,7 @@ class Mapping:
     exact: bool = False
 
 
-_LETTERS = tuple(item.name for item in fields(Mapping) if item.name != "exact")
+LETTERS = tuple(item.name for item in fields(Mapping) if item.name != "exact")
 _TOKEN = re.compile(r"([A-Z])(\d+)[XY]?")
 
 
@@ -116,8 +116,8 @@ def parse_mapping(line: str) -> Mapping:
     sizes: dict[str, int] = {}
     for token in section.group(1).split():
         match = _TOKEN.fullmatch(token)
-        if match is None or match.group(1) not in _LETTERS or int(match.group(2)) < 1:
-            raise MappingError(f"mapping {line.strip()!r}: {token!r} is no size; valid letters: {' '.join(_LETTERS)}")
+        if match is None or match.group(1) not in LETTERS or int(match.group(2)) < 1:
+            raise MappingError(f"mapping {line.strip()!r}: {token!r} is no size; valid letters: {' '.join(LETTERS)}")
         sizes[match.group(1)] = int(match.group(2))
     mapping = Mapping(**sizes, exact=True)
     if "P" not in sizes and "Q" not in sizes:
@@ -239,7 +239,8 @@ def choose_mapping(shape: MatmulShape, budget: Budget) -> Mapping:
     if not fits.any():
         raise MappingError(_too_large(spad, acc, budget))
     best = int(np.argmin(np.where(fits, price, np.inf)))
-    return Mapping(**{name: int(values[best]) for name, values in flat.items()})
+    sizes = {name: int(values[best]) for name, values in flat.items()}
+    return Mapping(*(sizes[name] for name in LETTERS))
 
 
 def _too_large(spad: NDArray[np.int64], acc: NDArray[np.int64], budget: Budget) -> str:
@@ -277,7 +278,10 @@ def _price(
     else:
         channels, all_channels = c, shape.in_channels * shape.groups
     pixel = np.where(channels == all_channels, budget.in_pitch_bytes, (-(-channels * element // request) + 1) * request)
-    act = n * rows_in * cols_in * pixel + request
+    # Single pixels of a strided access come in whole requests, and so do rows of small pixels.
+    pixel = np.where((r == 1) & (shape.stride[1] > 1), np.maximum(pixel, request), pixel)
+    small = np.where(pixel % request != 0, request, 0)
+    act = n * rows_in * (cols_in * pixel + small) + request
     k_blocks, k_chunks = _weight_blocks(shape, budget, inner)
     m_blocks = _column_blocks(shape, budget, m)
     # Blocks that are no whole requests are padded up to some.
@@ -308,7 +312,9 @@ def _price(
     exposed = busy * (spad + stored) / bandwidth
     transfer = traffic / bandwidth
     hidden = np.minimum(compute, transfer)
-    idle = np.where(chains < budget.n_cores, IDLE_CORE_FACTOR, 1)
+    # Unequal shares cost even where memory is the bound: half of the imbalance counts.
+    imbalance = 0.5 + 0.5 * (-(-chains // budget.n_cores) * budget.n_cores / chains)
+    idle = np.where(chains < budget.n_cores, IDLE_CORE_FACTOR, imbalance)
     return spad, acc, (np.maximum(compute, transfer) + UNHIDDEN * hidden + exposed) * idle
 
 

@@ -33,6 +33,7 @@ from lowering.mapping import (
     kernel_positions,
     ranges,
 )
+from lowering.operators import Cost, latency
 from lowering.program import LayerInfo
 
 FINE_BLOCK_BYTES = 4096
@@ -64,7 +65,8 @@ class MatmulLayer:
 
     x, y: input and output, pixels in the order images, rows, columns. batched: None for constant weights, which are
     stored tile by tile in the order of use. bias: whether 4 bytes for each output channel are added.
-    residuals: tensors laid out like `y` that are added. epilogue: vector cycles for each U bytes of output.
+    residuals: tensors laid out like `y` that are added (or multiplied). epilogue: vector operations for each output,
+    the residuals' included.
     """
 
     name: str
@@ -75,8 +77,7 @@ class MatmulLayer:
     batched: BatchedOperands | None = None
     bias: bool = False
     residuals: tuple[Layout, ...] = ()
-    residual_latency: int = 1
-    epilogue: int = 0
+    epilogue: Cost = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -198,7 +199,12 @@ def emit_matmul(builder: ProgramBuilder, plan: Plan, chip: Chip, space: AddressS
 
 @lru_cache(maxsize=65536)
 def weight_blocks(
-    shape: MatmulShape, channels_out: int, step: ReductionStep, core: CoreConfig, exact: bool, unit_bytes: tuple[int, int]
+    shape: MatmulShape,
+    channels_out: int,
+    step: ReductionStep,
+    core: CoreConfig,
+    exact: bool,
+    unit_bytes: tuple[int, int],
 ) -> WeightBlocks:
     """The stationary blocks of a tile of `channels_out` outputs on `core`.
 
@@ -309,19 +315,28 @@ class _Writer:
     def _epilogue(self, tile: OutputTile, core: CoreConfig, residual_entry: int) -> None:
         layer = self.plan.layer
         units = vector_units(tile.pixels * tile.channels[1] * self.chip.element_bytes, core)
-        acc = Operand(0, acc=True)
-        for index in range(len(layer.residuals)):
-            vector(self.builder, acc, acc, Operand(residual_entry + index), units, layer.residual_latency)
-        if layer.epilogue:
-            vector(self.builder, acc, acc, None, units, layer.epilogue)
+        acc, cycles = Operand(0, acc=True), latency(layer.epilogue, core)
+        if not cycles:
+            return
+        residuals = [Operand(residual_entry + index) for index in range(len(layer.residuals))]
+        # Further operands are awaited by instructions that take no time of their own.
+        self.builder.vector(
+            dst=acc, src_a=acc, src_b=residuals[0] if residuals else None, size1=Extent(units), size2=Extent(cycles)
+        )
+        for other in residuals[1:]:
+            self.builder.vector(dst=acc, src_a=acc, src_b=other, size1=Extent(0))
 
     # -- loads; each returns the scratchpad bytes it fills
 
     def _load_window(self, tile: OutputTile, step: ReductionStep) -> int:
         """The pixels of the input that the tile reads, clipped to the image."""
         shape, x = self.plan.layer.shape, self.plan.layer.x
-        rows = input_lines(tile.rows, step.kernel_rows, shape.stride[0], shape.dilation[0], shape.pads[0], shape.in_rows)
-        cols = input_lines(tile.cols, step.kernel_cols, shape.stride[1], shape.dilation[1], shape.pads[1], shape.in_cols)
+        rows, cols = (
+            input_lines(out, kernel, shape.stride[axis], shape.dilation[axis], shape.pads[axis], size)
+            for axis, (out, kernel, size) in enumerate(
+                ((tile.rows, step.kernel_rows, shape.in_rows), (tile.cols, step.kernel_cols, shape.in_cols))
+            )
+        )
         if not rows.count or not cols.count:
             return 0
         channel, channels = self._input_channels(tile, step)
@@ -440,10 +455,3 @@ def input_lines(
 def vector_units(n_bytes: int, core: CoreConfig) -> int:
     """Vector-unit operations that cover `n_bytes`."""
     return math.ceil(n_bytes / (core.vector_bits // 8))
-
-
-def vector(
-    builder: ProgramBuilder, dst: Operand, src_a: Operand, src_b: Operand | None, units: int, latency: int
-) -> None:
-    """One vector instruction of `units` operations of `latency` cycles each."""
-    builder.vector(dst=dst, src_a=src_a, src_b=src_b, size1=Extent(units), size2=Extent(latency))

@@ -23,7 +23,7 @@ from lowering.operators import (
     UNARY,
     VIEWS,
     Cost,
-    latency,
+    add_costs,
     lrn_cost,
 )
 from lowering.program import Program
@@ -69,7 +69,9 @@ def lower_graph(
     cannot fit.
     """
     clean = simplify(graph)
-    network = _Network(chip, ProgramBuilder(graph.name, chip.n_cores, chip.request_bytes), skip_unknown, mapping)
+    network = _Network(
+        chip, ProgramBuilder(graph.name, chip.n_cores, chip.request_bytes), skip_unknown, mapping, graph.opset
+    )
     for tensor in clean.inputs:
         network.place(tensor, channels_last(4) if len(tensor.shape) == 4 else row_major(len(tensor.shape)))
     for group in fuse(clean):
@@ -83,6 +85,7 @@ class _Network:
     builder: ProgramBuilder
     skip_unknown: bool
     mapping: Mapping | None
+    opset: int
     space: AddressSpace = field(default_factory=AddressSpace)
     placed: dict[str, Placed] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -107,6 +110,8 @@ class _Network:
     def find(self, tensor: Tensor) -> Placed:
         """Where a tensor lies; constants get their place when they are first read."""
         if tensor.name not in self.placed:
+            if not tensor.constant:
+                raise ValueError(f"{tensor.name} is read before it is computed")
             self.place(tensor, row_major(len(tensor.shape)))
         return self.placed[tensor.name]
 
@@ -221,10 +226,6 @@ class _Network:
         rest = [step for step in group.steps if not step.folded]
         operands = [*extra, *(tensor for step in rest for tensor in step.operands)]
         residuals = tuple(self.in_order(tensor, order) for tensor in operands)
-        # The first core's latencies stand for all: a fused epilogue costs the same on every core.
-        core = self.chip.cores[0]
-        epilogue = sum(latency(_step_cost(step), core) for step in rest if not step.operands)
-        added = max((latency(_step_cost(step), core) for step in rest if step.operands), default=core.latency.add)
         y = self.place(group.output, order).layout
         return MatmulLayer(
             name=group.head.name,
@@ -235,8 +236,7 @@ class _Network:
             batched=batched,
             bias=bias or bool(folded),
             residuals=residuals,
-            residual_latency=added,
-            epilogue=epilogue,
+            epilogue=add_costs(BINARY["Add"] if extra else {}, *(_step_cost(step) for step in rest)),
             notes=_fused_note(group),
         )
 
@@ -248,19 +248,21 @@ class _Network:
         if node.op == "BatchNormalization" or node.op in UNARY:
             computed = computed[:1]
         constants = [t for t in node.inputs if t is not None and t.constant and node.op != "Clip"]
+        vectors = [t for t in constants if 1 < t.elements <= max(output.shape, default=1)]
+        tables = [t for t in constants if t.elements > max(output.shape, default=1)]
         lead = max(computed, key=lambda t: t.elements)
         order = self.find(lead).order if lead.shape == output.shape else row_major(len(output.shape))
         steps = [step for step in group.steps if not step.folded]
-        tensors = [*computed, *(t for t in constants if _is_full(t, output)), *(t for s in steps for t in s.operands)]
-        small = sum(t.elements for t in constants if not _is_full(t, output) and t.elements > 1)
-        small = min(small, 2 * output.shape[1]) if node.op == "BatchNormalization" else small
+        tensors = [*computed, *tables, *(t for s in steps for t in s.operands)]
+        # Scale, shift, mean and variance of BatchNormalization become one scale and one shift offline.
+        small = 2 * output.shape[1] if node.op == "BatchNormalization" else sum(t.elements for t in vectors)
         small += sum(step.constants for step in steps if step.constants > 1)
         operands = tuple(self._operand(tensor, output, order) for tensor in tensors)
         layer = ElementwiseLayer(
             Identity(node.name, node.op, _fused_note(group)),
             self.place(output, order).layout,
             operands,
-            _add_costs(_head_cost(node), *(_step_cost(step) for step in steps)),
+            add_costs(_head_cost(node), *(_step_cost(step) for step in steps)),
             small * self.chip.element_bytes,
         )
         emit_elementwise(self.builder, layer, self.chip, self.space)
@@ -284,8 +286,8 @@ class _Network:
         source = self.find(tensor)
         rank = len(tensor.shape)
         # Before opset 13 the axes from `axis` on are one flattened axis; its default was 1.
-        axis = node.int("axis", -1) % rank
-        flattened = node.text("flatten", "") == "yes"
+        flattened = self.opset < 13
+        axis = node.int("axis", 1 if flattened else -1) % rank
         reduced = tuple(range(axis, rank)) if flattened else (axis,)
         outermost = min(source.order.index(d) for d in reduced)
         layer = SoftmaxLayer(
@@ -380,9 +382,7 @@ def reshaped_order(source: tuple[int, ...], target: tuple[int, ...], order: Orde
     return (*ones, *new_order)
 
 
-def _matching_groups(
-    source: tuple[int, ...], target: tuple[int, ...]
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _matching_groups(source: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Smallest runs of dimensions of both shapes with equal products, in order."""
     groups: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     i = j = 0
@@ -456,17 +456,7 @@ def _times(cost: Cost, factor: int) -> Cost:
     return {name: count * factor for name, count in cost.items()}
 
 
-def _add_costs(*costs: Cost) -> Cost:
-    total: dict[str, int] = {}
-    for cost in costs:
-        for name, count in cost.items():
-            total[name] = total.get(name, 0) + count
-    return total
-
-
 def _fused_note(group: Group) -> tuple[str, ...]:
     if not group.steps:
         return ()
     return (f"fused: {', '.join(step.node.op + (' (folded)' if step.folded else '') for step in group.steps)}",)
-
-

@@ -172,13 +172,16 @@ def _build(model: LoadedModel, proto: onnx.ModelProto, weights: set[str], inputs
     shapes = {item.name: _shape(item) for item in (*graph.input, *graph.output, *graph.value_info)}
     tensors: dict[str, Tensor] = {}
     for item in graph.initializer:
-        values = tuple(float(x) for x in numpy_helper.to_array(item).ravel().tolist()) if _is_number(item) else None
-        tensors[item.name] = Tensor(item.name, tuple(item.dims), constant=True, values=values)
+        tensors[item.name] = _constant(item.name, item)
     for item in graph.input:
         if item.name not in tensors:
             tensors[item.name] = Tensor(item.name, shapes[item.name] or (), constant=item.name in weights)
     nodes: list[Node] = []
     for proto_node in graph.node:
+        value = next((item.t for item in proto_node.attribute if item.name == "value" and item.HasField("t")), None)
+        if proto_node.op_type == "Constant" and value is not None:
+            tensors[proto_node.output[0]] = _constant(proto_node.output[0], value)
+            continue
         node = _node(model, proto_node, tensors, shapes)
         tensors.update({output.name: output for output in node.outputs})
         if not node.outputs[0].constant:
@@ -232,6 +235,15 @@ def _check_reshape(model: LoadedModel, node: Node) -> None:
             f"model {model.path}: node {node.name} (Reshape) cannot turn {node.input(0).shape} into "
             f"{node.outputs[0].shape}; the model was exported for another batch or input size"
         )
+
+
+def _constant(name: str, item: TensorProto) -> Tensor:
+    """A constant; its values are kept when they are few, in the file, and numbers."""
+    shape = tuple(item.dims)
+    if math.prod(shape) > _FOLD_ELEMENTS or not _is_number(item):
+        return Tensor(name, shape, constant=True)
+    values = tuple(float(x) for x in numpy_helper.to_array(item).ravel().tolist())
+    return Tensor(name, shape, constant=True, values=values)
 
 
 def _shape(item: ValueInfoProto) -> tuple[int, ...] | None:

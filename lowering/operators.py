@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from hwconfigs.schema import CoreConfig, OpLatency
+from hwconfigs.schema import CoreConfig
 
 Cost = Mapping[str, int]
 """Operations for each element, by field of `OpLatency`."""
@@ -63,11 +63,16 @@ VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 def latency(cost: Cost, core: CoreConfig) -> int:
     """Vector cycles for each U bytes of elements."""
-    return _sum(cost, core.latency)
+    return sum(count * getattr(core.latency, name) for name, count in cost.items())
 
 
-def _sum(cost: Cost, table: OpLatency) -> int:
-    return sum(count * getattr(table, name) for name, count in cost.items())
+def add_costs(*costs: Cost) -> Cost:
+    """The operations of several costs together."""
+    total: dict[str, int] = {}
+    for cost in costs:
+        for name, count in cost.items():
+            total[name] = total.get(name, 0) + count
+    return total
 
 
 def lrn_cost(size: int) -> Cost:
@@ -76,8 +81,11 @@ def lrn_cost(size: int) -> Cost:
 
 
 def softmax_row_cycles(row_bytes: int, core: CoreConfig) -> int:
-    """Cycles of softmax over one row: maximum and sum by adder trees, then subtract, exponential, multiply, and the
-    reciprocal of the sum once. ONNXim's formula with the reciprocal; the caller multiplies by the rows."""
+    """Cycles of softmax over one row of `row_bytes` bytes; the caller multiplies by the rows.
+
+    Maximum and sum by adder trees, then subtract, exponential and multiply over the row, and the reciprocal of the
+    sum once: ONNXim's formula (`onnxim.md` 2.6) with the reciprocal added.
+    """
     units = core.vector_bits // 8
     passes = math.ceil(row_bytes / units)
     table = core.latency

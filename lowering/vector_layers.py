@@ -145,7 +145,7 @@ def _speed(core: CoreConfig) -> float:
     return float(core.vector_bits)
 
 
-# -- rows (softmax)
+# -- softmax
 
 
 @dataclass(frozen=True)
@@ -436,4 +436,3 @@ def _proportional(start: int, count: int, whole: int, part: int) -> tuple[int, i
     """(start, length) in a range of `part` that corresponds to a piece of a range of `whole`."""
     first = start * part // whole
     return first, (start + count) * part // whole - first
-
