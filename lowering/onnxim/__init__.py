@@ -14,22 +14,32 @@ import onnx
 
 from hwconfigs.schema import HwConfig
 from lowering.emit import ProgramBuilder
+from lowering.models import LoadedModel, load_model
 from lowering.onnxim.gemm import Gemm, emit_gemm
-from lowering.onnxim.graph import GEMM_OPS, MATMUL_OPS, Graph, Layer, load_model, read_graph
+from lowering.onnxim.graph import GEMM_OPS, MATMUL_OPS, Graph, Layer, read_graph
 from lowering.program import LayerInfo, Program
 
 
 def lower_onnxim(
-    model: Path | str | onnx.ModelProto, hw: HwConfig, *, batch: int = 1, dims: Mapping[str, int] | None = None
+    model: LoadedModel | onnx.ModelProto | Path | str,
+    hw: HwConfig,
+    *,
+    batch: int = 1,
+    dims: Mapping[str, int] | None = None,
 ) -> Program:
     """Lower `model` for `hw` exactly as ONNXim (its `simple` scheduler) would execute it.
 
+    model: a loaded model, an ONNX graph in memory (named by its graph), a path, or `onnx:NAME`.
     batch: size of a symbolic first dimension; dims: sizes of symbolic dimensions by name.
     Raises UserError for a file that is not ONNX, an operator outside the covered set, an open dimension, or a tile
     that cannot fit.
     """
-    graph = read_graph(load_model(model), hw.precision_bytes, batch, dims or {})
-    name = graph.name if isinstance(model, onnx.ModelProto) else Path(model).stem
+    if isinstance(model, onnx.ModelProto):
+        name, proto = model.graph.name, model
+    else:
+        loaded = model if isinstance(model, LoadedModel) else load_model(model)
+        name, proto = loaded.name, loaded.proto
+    graph = read_graph(proto, hw.precision_bytes, batch, dims or {})
     builder = ProgramBuilder(name, hw.cores.count, hw.dram.request_bytes)
     unplaced_tiles = 0
     for started, layer in enumerate(graph.layers, start=1):

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 import onnx
 
@@ -37,13 +36,14 @@ class Layer:
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    axis: int = 1
+    """Of Flatten: the first axis that goes into the second dimension."""
 
 
 @dataclass(frozen=True)
 class Graph:
     """Layers in starting order, and all tensors by name."""
 
-    name: str
     layers: tuple[Layer, ...]
     tensors: Mapping[str, Tensor]
 
@@ -52,23 +52,11 @@ GEMM_OPS = frozenset({"Gemm", "FusedGemm"})
 MATMUL_OPS = frozenset({"MatMul"})
 UNCOVERED_OPS = frozenset(
     {
-        "Conv", "FusedConv", "MaxPool", "GlobalAveragePool", "AveragePool", "AdaptiveAveragePool", "Flatten",
+        "Conv", "FusedConv", "MaxPool", "GlobalAveragePool", "AveragePool", "AdaptiveAveragePool",
         "Attention", "EmbedLayerNormalization", "SkipLayerNormalization", "BiasGelu", "FastGelu",
     }
 )  # fmt: skip
 """Nodes that ONNXim models (not merely passes through) and this lowering does not."""
-
-
-def load_model(model: Path | str | onnx.ModelProto) -> onnx.ModelProto:
-    """The ONNX model, without external weights. Raises UserError when the file is missing or is not ONNX."""
-    if isinstance(model, onnx.ModelProto):
-        return model
-    try:
-        return onnx.load(str(model), load_external_data=False)
-    except OSError as error:
-        raise UserError(f"{model}: cannot be read ({error.strerror or error})") from None
-    except Exception:
-        raise UserError(f"{model}: not an ONNX file") from None
 
 
 def read_graph(model: onnx.ModelProto, precision_bytes: int, batch: int, dims: Mapping[str, int]) -> Graph:
@@ -95,7 +83,7 @@ def read_graph(model: onnx.ModelProto, precision_bytes: int, batch: int, dims: M
         shape = _output_shape(layer, tensors)
         for output in layer.outputs:
             place(output, shape)
-    return Graph(model.graph.name, _starting_order(layers, existing), tensors)
+    return Graph(_starting_order(layers, existing), tensors)
 
 
 def _input_shape(value: onnx.ValueInfoProto, batch: int, dims: Mapping[str, int]) -> tuple[int, ...]:
@@ -117,7 +105,8 @@ def _layer(index: int, node: onnx.NodeProto) -> Layer:
     name = node.name or f"{node.op_type}_{index}"
     if node.op_type in UNCOVERED_OPS:
         raise UserError(f"node {name}: --compat onnxim does not cover operator {node.op_type}")
-    return Layer(name, node.op_type, tuple(filter(None, node.input)), tuple(filter(None, node.output)))
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+    return Layer(name, node.op_type, tuple(filter(None, node.input)), tuple(filter(None, node.output)), axis)
 
 
 def _output_shape(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -127,6 +116,8 @@ def _output_shape(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[int, ...
     if not layer.inputs:
         raise UserError(f"node {layer.name}: --compat onnxim does not cover {layer.op} without inputs")
     first = tensors[layer.inputs[0]].shape
+    if layer.op == "Flatten":
+        return (prod(first[: layer.axis]), prod(first[layer.axis :]))
     if layer.op not in GEMM_OPS | MATMUL_OPS:
         return first
     weight = tensors[layer.inputs[1]].shape

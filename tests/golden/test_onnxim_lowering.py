@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 
 import pytest
+from onnx import TensorProto, helper
 
 from hwconfigs.errors import UserError
 from lowering.emit import expand
@@ -126,6 +127,14 @@ def test_relu_is_free_and_cores_rotate():
     # The first output tile is the one that stores to the lowest addresses.
     assert {layer: min(of_layer)[1] for layer, of_layer in stores.items()} == {0: 1, 2: 3}
     assert program.layers[1].macs == 0
+
+
+def test_flatten_is_free_and_shapes_the_next_layer():
+    model = models.mm(64, 784, 64)
+    model.graph.node.insert(0, helper.make_node("Flatten", ["image"], ["X"], "flatten"))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, 28, 28]))
+    program = lower_onnxim(model, MOBILE, batch=64)
+    assert [(layer.op, layer.macs) for layer in program.layers] == [("Flatten", 0), ("MatMul", 64 * 784 * 64)]
 
 
 def test_partial_sums_keep_their_accumulator_entries():
