@@ -70,6 +70,8 @@ class CoreConfig(Frozen):
     vector_bits: VectorBits
     """Bits the vector unit processes in a cycle; a multiple of 8."""
     latency: OpLatency = OpLatency()
+    drains_between_tiles: bool = False
+    """True where a tile's first pass waits until the array is empty, as Gemmini's loop units appear to do."""
 
     @model_validator(mode="after")
     def _check_core(self) -> Self:
@@ -79,7 +81,8 @@ class CoreConfig(Frozen):
 
     def __hash__(self) -> int:
         """By value, so that what depends on a core alone can be cached."""
-        return hash((self.rows, self.cols, self.spad_kib, self.acc_kib, self.vector_bits, *dict(self.latency).values()))
+        sizes = (self.rows, self.cols, self.spad_kib, self.acc_kib, self.vector_bits, self.drains_between_tiles)
+        return hash((*sizes, *dict(self.latency).values()))
 
 
 class LatencyOverride(Frozen):
@@ -106,6 +109,7 @@ class CoreOverride(Frozen):
     acc_kib: MemoryKib | None = None
     vector_bits: VectorBits | None = None
     latency: LatencyOverride | None = None
+    drains_between_tiles: bool | None = None
 
 
 class Cores(CoreConfig):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -11,10 +11,6 @@ from rich.table import Table
 
 from hwconfigs.schema import HwConfig
 
-if TYPE_CHECKING:
-    from sweeps.runner import SweepSummary
-
-_MAX_FAILURES_SHOWN = 10
 _PLAIN_WIDTH = 200
 
 
@@ -62,24 +58,6 @@ _LAYER_COLUMNS = (
 def _outcome(result: Mapping[str, Any]) -> str:
     took = f"{result['cycles']:,} cycles, {result['time_us']:,.3f} µs"
     return took if result["status"] == "ok" else f"stopped with status {result['status']} after {took}"
-
-
-def print_summary(summary: SweepSummary) -> None:
-    """Print what a sweep did, where its results are, and which points failed."""
-    console = stdout()
-    good = summary.points - len(summary.failed)
-    reused = f", {summary.reused} of them from before" if summary.reused else ""
-    console.print(f"{good} of {summary.points} points ok{reused}; results in {summary.folder}")
-    if summary.simulated and summary.seconds:
-        speed = summary.lane_cycles / summary.seconds
-        console.print(
-            f"{summary.simulated} points simulated in {summary.seconds:,.1f} s: "
-            f"{summary.lane_cycles:,} lane-cycles, {speed:,.0f} a second"
-        )
-    for label, status in summary.failed[:_MAX_FAILURES_SHOWN]:
-        console.print(f"  {status}: {label}")
-    if len(summary.failed) > _MAX_FAILURES_SHOWN:
-        console.print(f"  and {len(summary.failed) - _MAX_FAILURES_SHOWN} more, see results.parquet")
 
 
 def print_presets(presets: Sequence[HwConfig]) -> None:

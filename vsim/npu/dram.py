@@ -36,8 +36,7 @@ STATUS_ORDER = 2
 class DramShape:
     """Static sizes. `groups` counts bank groups over all ranks, `banks` banks over all bank groups; powers of two.
 
-    A flat bank number has the rank (or pseudo channel) in its lowest bits, then the bank group, then the bank, as
-    the RoBaRaCoCh mapping delivers them.
+    A flat bank number has the rank (or pseudo channel) in its lowest bits, then the bank group, then the bank.
     """
 
     channels: int = struct.field(pytree_node=False)
@@ -58,7 +57,7 @@ class DramParams:
     four_activate_window, read_latency (RD to data), refresh_interval (FAR: never).
     write_high, write_low: write mode starts at >= high queued writes and ends at <= low.
     read_capacity, write_capacity: entries accepted per queue, <= shape.queue.
-    bank_shift, row_shift, row_mask: fields of the in-channel block number.
+    rank_shift, group_shift, bank_shift, row_shift, row_mask: fields of the in-channel block number.
     hit_first: 1 lets a ready row hit pass older commands and protects a row with queued hits from PRE.
     """
 
@@ -70,6 +69,8 @@ class DramParams:
     write_low: Array
     read_capacity: Array
     write_capacity: Array
+    rank_shift: Array
+    group_shift: Array
     bank_shift: Array
     row_shift: Array
     row_mask: Array
@@ -130,9 +131,6 @@ class DramState:
     """int32[C]"""
     row_misses: Array
     row_conflicts: Array
-    reads: Array
-    """int32[C], column reads issued (forwarded reads are not)."""
-    writes: Array
 
 
 class Offer(NamedTuple):
@@ -147,7 +145,6 @@ class Offer(NamedTuple):
 class Outcome(NamedTuple):
     """What a tick did, per channel. A command's meta is the caller's word of the request it served, -1 for refresh."""
 
-    accepted: Array
     read_done: Array
     read_meta: Array
     write_done: Array
@@ -177,15 +174,15 @@ def init(shape: DramShape, params: DramParams) -> DramState:
         pending_depart=zeros(c, shape.pending), pending_meta=zeros(c, shape.pending), pending_head=zeros(c),
         pending_count=zeros(c), write_mode=jnp.zeros(c, bool), refresh_due=zeros(c),
         refresh_counted=jnp.zeros(c, bool), refresh_next=jnp.asarray(params.refresh_interval, jnp.int32),
-        status=zeros(), row_hits=zeros(c), row_misses=zeros(c), row_conflicts=zeros(c), reads=zeros(c), writes=zeros(c),
+        status=zeros(), row_hits=zeros(c), row_misses=zeros(c), row_conflicts=zeros(c),
     )  # fmt: skip
 
 
-def accept(params: DramParams, s: DramState, offer: Offer) -> tuple[DramState, Array]:
+def accept(params: DramParams, s: DramState, offer: Offer, room: Array) -> tuple[DramState, Array]:
     """Take the offered request if it fits: before the tick, at the current clock. Returns the state and accepted[C].
 
     A read of a block that waits in the write queue is answered from there: it departs one tick later, behind the
-    older reads, and needs no queue slot.
+    older reads, and needs no queue slot. room: as in `tick`.
     """
     c, _, q = s.key.shape
     slots = jnp.arange(q, dtype=jnp.int32)
@@ -195,6 +192,7 @@ def accept(params: DramParams, s: DramState, offer: Offer) -> tuple[DramState, A
     capacity = jnp.stack([params.read_capacity, params.write_capacity])
     has_room = pick(s.count < capacity, offer.write.astype(jnp.int32))
     enqueued = offer.valid & ~forwarded & has_room
+    forwarded &= room
 
     which = jnp.where(enqueued, offer.write.astype(jnp.int32), 2)
     channel = jnp.arange(c)
@@ -215,16 +213,42 @@ def accept(params: DramParams, s: DramState, offer: Offer) -> tuple[DramState, A
     return _push_pending(s, forwarded, s.clock + 1, offer.meta), enqueued | forwarded
 
 
-def tick(params: DramParams, s: DramState, on: Array) -> tuple[DramState, Outcome]:
-    """One DRAM clock tick. `on`: bool[], False leaves the state unchanged."""
+def next_event(s: DramState) -> Array:
+    """int32[]: the earliest clock value at which a controller whose last tick did nothing may do something.
+
+    Nothing but time changes then: a timing rule expires, read data arrive, or a refresh falls due.
+    """
+    later = jnp.stack([_first_after(s.clock, ready) for ready in (_earliest(s), s.ready_channel, s.ready_rank)])
+    has_queue = jnp.any(s.count > 0) | jnp.any(s.active_arrival != FAR) | jnp.any(s.refresh_due > 0)
+    timing = jnp.where(has_queue, jnp.min(later), FAR)
+    head = s.pending_head & (s.pending_depart.shape[1] - 1)
+    data = jnp.min(jnp.where(s.pending_count > 0, jnp.maximum(pick(s.pending_depart, head), s.clock + 1), FAR))
+    return jnp.minimum(jnp.minimum(timing, data), s.refresh_next)
+
+
+def _first_after(clock: Array, times: Array) -> Array:
+    return jnp.min(jnp.where(times > clock, times, FAR))
+
+
+def has_work(s: DramState) -> Array:
+    """bool[]: requests are queued, activated or waiting for their data."""
+    return jnp.any(s.count > 0) | jnp.any(s.active_arrival != FAR) | jnp.any(s.pending_count > 0)
+
+
+def tick(params: DramParams, s: DramState, room: Array, on: Array) -> tuple[DramState, Outcome]:
+    """One DRAM clock tick. room: bool[C], the channel can return data; without it no access issues or completes.
+
+    on: bool[], False leaves the state unchanged.
+    """
     s = s.replace(clock=s.clock + on)
-    s, read_done, read_meta = _complete_read(s, on)
+    s, read_done, read_meta = _complete_read(s, on & room)
     s = _request_refresh(params, s, on)
     earliest = _earliest(s)
+    earliest = earliest.at[:, :, RD:].set(jnp.where(room[:, None, None], earliest[:, :, RD:], FAR))
     s, choice = _choose(params, s, earliest, on)
     s, write_done = _issue(params, s, choice)
     return s, Outcome(
-        accepted=jnp.zeros_like(read_done), read_done=read_done, read_meta=read_meta,
+        read_done=read_done, read_meta=read_meta,
         write_done=write_done, write_meta=choice.meta >> 1, issued=choice.issued, command=choice.command,
         bank=choice.bank, command_meta=jnp.where(choice.command >= PREA, -1, choice.meta >> 1),
     )  # fmt: skip
@@ -344,17 +368,25 @@ def _update_write_mode(params: DramParams, s: DramState, consult: Array) -> Dram
     return s.replace(write_mode=jnp.where(consult, jnp.where(s.write_mode, ~leave, enter), s.write_mode))
 
 
+def _bank_of(params: DramParams, s: DramState, block: Array) -> Array:
+    """Flat bank number of in-channel block numbers."""
+    ranks, groups, banks = s.ready_rank.shape[1], s.ready_group.shape[1], s.ready_bank.shape[1]
+    rank = (block >> params.rank_shift) & (ranks - 1)
+    group = (block >> params.group_shift) & (groups // ranks - 1)
+    bank = (block >> params.bank_shift) & (banks // groups - 1)
+    return rank + group * ranks + bank * groups
+
+
 def _best_of_queue(params: DramParams, s: DramState, ready: Array, consult: Array) -> tuple[Array, _Choice]:
     """The oldest entry of the current queue whose next command is ready (with hit_first: the oldest ready hit)."""
     write = s.write_mode
     key = jnp.where(write[:, None], s.key[:, 1], s.key[:, 0])
     block = jnp.where(write[:, None], s.block[:, 1], s.block[:, 0])
-    n_banks = s.open_row.shape[1]
     access_ready = jnp.where(write[:, None], ready[:, :, WR], ready[:, :, RD])
     is_open = s.open_row >= 0
     other_ready = jnp.where(is_open, ready[:, :, PRE], ready[:, :, ACT])
     bank_word = (s.open_row << 2) | (access_ready.astype(jnp.int32) << 1) | other_ready
-    bank = (block >> params.bank_shift) & (n_banks - 1)
+    bank = _bank_of(params, s, block)
     word = jnp.take_along_axis(bank_word, bank, axis=1)
     row_hit = (word >> 2) == ((block >> params.row_shift) & params.row_mask)
     can = jnp.where(row_hit, word & 2, word & 1) != 0
@@ -384,10 +416,8 @@ def _issue(params: DramParams, s: DramState, choice: _Choice) -> tuple[DramState
     s = _count_row(s, choice, command)
     s = _update_timing(params, s, choice, command)
     s = _move_requests(s, choice, command)
-    is_read = command == RD
-    s = _push_pending(s, is_read, s.clock + params.read_latency, choice.meta >> 1)
-    is_write = command == WR
-    return s.replace(reads=s.reads + is_read, writes=s.writes + is_write), is_write
+    s = _push_pending(s, command == RD, s.clock + params.read_latency, choice.meta >> 1)
+    return s, command == WR
 
 
 def _count_row(s: DramState, choice: _Choice, command: Array) -> DramState:

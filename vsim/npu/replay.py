@@ -160,7 +160,6 @@ def _controller_params(spec: dict[str, Any]) -> dram.DramParams:
         at = level, COMMAND_NAMES.index(before), COMMAND_NAMES.index(after)
         timing[at] = max(timing[at], rule["latency"])
     slices = {entry["field"]: entry for entry in spec["address_mapper"]["slices_lsb_first"]}
-    first_bank_bit = slices["column"]["lsb"] + slices["column"]["bits"] - 5
     controller = spec["controller"]
     capacity = controller["queue_capacity"]
     values = {
@@ -171,7 +170,9 @@ def _controller_params(spec: dict[str, Any]) -> dram.DramParams:
         "write_low": controller["leave_write_mode_when_writes_le"],
         "read_capacity": capacity,
         "write_capacity": capacity,
-        "bank_shift": first_bank_bit,
+        "rank_shift": slices[spec["levels"][1]]["lsb"] - 5,
+        "group_shift": slices["bankgroup"]["lsb"] - 5,
+        "bank_shift": slices["bank"]["lsb"] - 5,
         "row_shift": slices["row"]["lsb"] - 5,
         "row_mask": (1 << slices["row"]["bits"]) - 1,
         "hit_first": 0,
@@ -224,8 +225,9 @@ def _tick(
     at = jnp.minimum(position, lane.block.shape[0] - 1)
     valid = (position < lane.count) & (lane.request_cycle[at] <= state.clock)
     offer = dram.Offer(valid[None], lane.is_write[at][None], lane.block[at][None], at[None])
-    state, accepted = dram.accept(params, state, offer)
-    state, outcome = dram.tick(params, state, jnp.bool_(True))
+    room = jnp.ones(1, bool)
+    state, accepted = dram.accept(params, state, offer, room)
+    state, outcome = dram.tick(params, state, room, jnp.bool_(True))
     events = {
         "clock": state.clock,
         "accepted": jnp.where(accepted[0], position, -1),

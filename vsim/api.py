@@ -1,0 +1,138 @@
+"""Simulation of points: hardware descriptions with lowered programs go in, results come out.
+
+Points are grouped by the static shape they need, each group runs as batches of lanes through `vsim.engine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from hwconfigs import HwConfig
+from lowering.program import Program
+from vsim import engine
+from vsim.engine import Progress
+from vsim.npu.compile import ProgramNeeds, params_of, program_needs, shape_of, stack_params, tables_of
+from vsim.npu.machine import NpuMachine
+from vsim.npu.results import SimResult, result_of
+from vsim.npu.types import NpuShape
+
+__all__ = ["Progress", "SimPoint", "SimResult", "simulate"]
+
+DEFAULT_LANES = 64
+
+
+@dataclass(frozen=True)
+class SimPoint:
+    """One configuration with its workload. compat: follow ONNXim to the cycle; max_cycles: core cycles, None = no limit."""
+
+    hw: HwConfig
+    program: Program
+    compat: bool = False
+    max_cycles: int | None = None
+    label: str = ""
+
+
+def simulate(
+    points: Sequence[SimPoint],
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_result: Callable[[int, SimResult], None] | None = None,
+    idle_skip: bool = True,
+    lanes: int = DEFAULT_LANES,
+    chunk_iterations: int = engine.CHUNK_ITERATIONS,
+) -> list[SimResult]:
+    """Simulate points side by side; results come back in the order of the points.
+
+    on_result(index, result) is called as soon as a point has ended. lanes: points on the device at a time, >= 1.
+    idle_skip and chunk_iterations change how fast a result comes, never the result.
+    Raises ConfigError for hardware that is not modelled, before anything runs.
+    """
+    results: list[SimResult | None] = [None] * len(points)
+    totals = _Totals(len(points), on_progress)
+    for members, machine in _groups(points):
+
+        def keep(index: int, state: Any, members: list[int] = members) -> None:
+            point = members[index]
+            results[point] = result_of(points[point].hw, points[point].program, state)
+            if on_result is not None:
+                on_result(point, results[point])
+
+        group = [points[index] for index in members]
+        programs, which = _distinct([point.program for point in group])
+        params = [params_of(p.hw, compat=p.compat, max_cycles=p.max_cycles, idle_skip=idle_skip) for p in group]
+        engine.run(
+            machine,
+            tables_of(programs, machine.shape),
+            stack_params(params),
+            jnp.asarray(which, jnp.int32),
+            [_estimate(point) for point in group],
+            width=lanes,
+            on_lane=keep,
+            on_progress=totals.of_group,
+            chunk_iterations=chunk_iterations,
+        )
+        totals.end_group()
+    return [result for result in results if result is not None]
+
+
+class _Totals:
+    """Adds the progress of the groups up to the progress of the whole."""
+
+    def __init__(self, points: int, report: Callable[[Progress], None] | None) -> None:
+        self._points, self._report = points, report
+        self._before = self._latest = Progress(0, points, 0, 0.0)
+
+    def of_group(self, progress: Progress) -> None:
+        self._latest = Progress(
+            self._before.lanes_done + progress.lanes_done,
+            self._points,
+            self._before.lane_cycles + progress.lane_cycles,
+            self._before.seconds + progress.seconds,
+        )
+        if self._report is not None:
+            self._report(self._latest)
+
+    def end_group(self) -> None:
+        self._before = self._latest
+
+
+def _groups(points: Sequence[SimPoint]) -> list[tuple[list[int], NpuMachine]]:
+    """Points by shape. Points that differ in nothing but what their programs need share the larger of the shapes."""
+    needs = {id(point.program): program_needs(point.program) for point in points}
+    families: dict[tuple[NpuShape, bool], list[int]] = {}
+    least = ProgramNeeds(1, 1, 1, 1)
+    for index, point in enumerate(points):
+        family = shape_of(point.hw, least, compat=point.compat)
+        families.setdefault((family, point.compat), []).append(index)
+    groups = []
+    for (_, compat), members in families.items():
+        of_members = [needs[id(points[index].program)] for index in members]
+        most = ProgramNeeds(*np.max([[n.inflight, n.descriptors, n.entries, n.layers] for n in of_members], axis=0).tolist())
+        groups.append((members, NpuMachine(shape_of(points[members[0]].hw, most, compat=compat))))
+    return groups
+
+
+def _distinct(programs: Sequence[Program]) -> tuple[list[Program], list[int]]:
+    """Distinct program objects and, for every lane, the index of its own."""
+    index: dict[int, int] = {}
+    distinct: list[Program] = []
+    for program in programs:
+        if id(program) not in index:
+            index[id(program)] = len(distinct)
+            distinct.append(program)
+    return distinct, [index[id(program)] for program in programs]
+
+
+def _estimate(point: SimPoint) -> float:
+    """Expected length in core cycles, to start long lanes first: the larger of the compute and the memory bound."""
+    hw, layers = point.hw, point.program.layers
+    core = hw.core(0)
+    compute = sum(layer.macs for layer in layers) / (core.rows * core.cols * hw.cores.count)
+    moved = sum(layer.load_bytes + layer.store_bytes for layer in layers)
+    bytes_per_cycle = hw.dram.channels * hw.dram.request_bytes * hw.clocks.dram_mhz / hw.clocks.core_mhz / 2
+    return max(compute, moved / bytes_per_cycle)

@@ -1,0 +1,150 @@
+"""The batch engine: many lanes of one machine model as one JAX program, advanced in chunks. Knows no model by name.
+
+A machine gives a step, a test of life and a rebase, each for one lane. The engine keeps `width` lanes on the device; a
+chunk is one `while_loop` over the vmapped step (never a vmapped loop: that would copy the whole carry every iteration).
+Between chunks the host harvests the lanes that ended and refills their places, longest estimate first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+CHUNK_ITERATIONS = 4096
+
+
+class Machine(Protocol, Hashable):
+    """A machine model with its static shape. Equal machines share compiled code."""
+
+    def init(self, shared: Any, params: Any, lane: Any) -> Any:
+        """State of one lane before its first step; `lane` is the lane's own input (a small pytree)."""
+        ...
+
+    def step(self, shared: Any, params: Any, state: Any) -> Any:
+        """Advance one lane; a lane that has ended must not change."""
+        ...
+
+    def alive(self, state: Any) -> Array:
+        """bool[]: the lane has not ended."""
+        ...
+
+    def rebase(self, state: Any) -> Any:
+        """Between chunks: bring clocks back near zero without changing behaviour."""
+        ...
+
+    def elapsed(self, state: Any) -> Array:
+        """float32[]: simulated cycles so far, for progress only."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a batch is. lane_cycles: simulated cycles of all lanes together; seconds: wall time, compilation included."""
+
+    lanes_done: int
+    lanes_total: int
+    lane_cycles: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    fill: Callable[..., Any]
+    advance: Callable[..., Any]
+
+
+@lru_cache(maxsize=64)
+def _compile(machine: Machine) -> _Compiled:
+    @jax.jit
+    def fill(shared: Any, params: Any, lanes: Any) -> Any:
+        return jax.vmap(partial(machine.init, shared))(params, lanes)
+
+    @partial(jax.jit, donate_argnums=(2,), static_argnums=(3,))
+    def advance(shared: Any, params: Any, state: Any, iterations: int) -> tuple[Any, Array, Array]:
+        def body(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+            count, state = carry
+            return count + 1, jax.vmap(partial(machine.step, shared))(params, state)
+
+        def going(carry: tuple[Array, Any]) -> Array:
+            count, state = carry
+            return (count < iterations) & jnp.any(jax.vmap(machine.alive)(state))
+
+        _, state = lax.while_loop(going, body, (jnp.int32(0), state))
+        state = jax.vmap(machine.rebase)(state)
+        return state, jax.vmap(machine.alive)(state), jax.vmap(machine.elapsed)(state)
+
+    return _Compiled(fill, advance)
+
+
+@partial(jax.jit, donate_argnums=(1,))
+def _replace(which: Array, old: Any, new: Any) -> Any:
+    """Lanes of `new` where which (bool[lanes]), of `old` elsewhere."""
+
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(which.reshape(which.shape + (1,) * (a.ndim - 1)), b, a)
+
+    return jax.tree.map(choose, old, new)
+
+
+def run(
+    machine: Machine,
+    shared: Any,
+    params: Any,
+    lanes: Any,
+    estimates: Sequence[float],
+    *,
+    width: int,
+    on_lane: Callable[[int, Any], None],
+    on_progress: Callable[[Progress], None] | None = None,
+    chunk_iterations: int = CHUNK_ITERATIONS,
+) -> None:
+    """Run every lane to its end.
+
+    shared: pytree common to all lanes. params, lanes: pytrees with a leading axis of len(estimates) lanes.
+    estimates: expected lengths, in any unit; longer lanes start first. width: lanes on the device at a time.
+    on_lane(index, state) gets every lane's final state (NumPy leaves without lane axis) as soon as it has ended.
+    """
+    total = len(estimates)
+    order = np.argsort(-np.asarray(estimates, float), kind="stable")
+    width = min(width, total)
+    compiled = _compile(machine)
+    started = time.perf_counter()
+
+    def inputs(indices: np.ndarray) -> tuple[Any, Any]:
+        return jax.tree.map(lambda leaf: leaf[indices], (params, lanes))
+
+    slots = order[:width].copy()
+    waiting = list(order[width:])
+    current, lane_inputs = inputs(slots)
+    state = compiled.fill(shared, current, lane_inputs)
+    harvested = np.zeros(total, bool)
+    finished_cycles = 0.0
+    while not harvested.all():
+        state, alive, elapsed = compiled.advance(shared, current, state, chunk_iterations)
+        alive, elapsed = np.asarray(alive), np.asarray(elapsed)
+        ended = [slot for slot in range(width) if not alive[slot] and not harvested[slots[slot]]]
+        for slot in ended:
+            on_lane(int(slots[slot]), jax.tree.map(lambda leaf, slot=slot: np.asarray(leaf[slot]), state))
+            harvested[slots[slot]] = True
+            finished_cycles += float(elapsed[slot])
+        if ended and waiting:
+            refilled = ended[: len(waiting)]
+            for slot in refilled:
+                slots[slot] = waiting.pop(0)
+            current, lane_inputs = inputs(slots)
+            fresh = compiled.fill(shared, current, lane_inputs)
+            mask = np.zeros(width, bool)
+            mask[refilled] = True
+            state = _replace(jnp.asarray(mask), state, fresh)
+        if on_progress is not None:
+            running = float(elapsed[alive].sum())
+            cycles = int(finished_cycles + running)
+            on_progress(Progress(int(harvested.sum()), total, cycles, time.perf_counter() - started))

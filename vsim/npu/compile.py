@@ -1,0 +1,226 @@
+"""From a hardware description and its programs to `Shape`, `Params` and program tables.
+
+`HwConfig` fields that become array sizes or choose code go into the shape; everything else is traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+from hwconfigs import ConfigError, HwConfig
+from hwconfigs.schema import SIMPLE_DRAM
+from lowering.program import ROW_COLUMNS, TILE_COLUMNS, Col, Op, Program, TileCol
+from vsim.npu import words
+from vsim.npu.dispatch import RADIX_BITS, RADIX_MASK
+from vsim.npu.dram import MAX_QUEUE, DramParams, DramShape
+from vsim.npu.fields import FAR
+from vsim.npu.types import NpuParams, NpuShape, ProgramTables
+
+NO_CYCLE_LIMIT = 1 << 50
+UNBOUNDED = FAR // 2
+
+# ONNXim's constants (spec sections 2.5 and 7.2; specs/dram.md section 2): its queues are 257 entries deep whatever the
+# configuration says, its input buffer 256, and a pass through the array occupies four rows at least (Gemmini).
+ONNXIM_QUEUE = 257
+ONNXIM_WRAPPER = 256
+MIN_ROWS = 4
+WRITE_HIGH, WRITE_LOW = 0.8, 0.2
+"""Fill of the write queue at which a controller turns to writes, and back to reads."""
+
+# Default mode: buffers that stall their producer when full.
+WRAPPER = 4
+DESCRIPTORS = 16
+RETURNS = 32
+RESPONSES = 8
+PENDING = 64
+
+
+def _power_of_two(value: int, least: int = 1) -> int:
+    return 1 << (max(value, least) - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class ProgramNeeds:
+    """What a program needs of the structures that are unbounded in ONNXim, per core and at most, and of its tables."""
+
+    inflight: int
+    descriptors: int
+    entries: int
+    layers: int
+
+
+def program_needs(program: Program) -> ProgramNeeds:
+    """Bounds over any three successive tiles of a core: two resident ones and the stores of the one before."""
+    rows, tiles = program.rows.astype(np.int64), program.tiles
+    memory = (rows[:, Col.OP] == Op.LOAD) | (rows[:, Col.OP] == Op.STORE)
+    trips = np.where(memory, rows[:, Col.COUNT0] * rows[:, Col.COUNT1] * rows[:, Col.COUNT2], 0)
+    inner = rows[:, Col.COUNT2]
+    outer = rows[:, Col.COUNT0] * rows[:, Col.COUNT1]
+    requests = np.where(memory, outer * ((inner - 1) * rows[:, Col.REQUESTS] + rows[:, Col.REQUESTS_LAST]), 0)
+    sums = np.concatenate([[[0, 0]], np.cumsum(np.stack([requests, trips], axis=1), axis=0)])
+    of_tile = sums[tiles[:, TileCol.END_ROW]] - sums[tiles[:, TileCol.FIRST_ROW]]
+    most = np.zeros(2, np.int64)
+    for core in range(program.n_cores):
+        ranges = program.schedule[:, core]
+        order = np.concatenate([np.arange(first, end) for first, end in ranges] or [np.zeros(0, np.int64)]).astype(int)
+        mine = np.concatenate([[[0, 0], [0, 0]], of_tile[order]])
+        if len(order):
+            most = np.maximum(most, (mine[2:] + mine[1:-1] + mine[:-2]).max(axis=0))
+    return ProgramNeeds(
+        int(most[0]), int(most[1]), max(program.spad_entries, program.acc_entries, 1), program.n_layers
+    )
+
+
+def shape_of(hw: HwConfig, needs: ProgramNeeds, *, compat: bool) -> NpuShape:
+    """The shape under which a chip runs programs with these needs. Raises ConfigError for what is not modelled."""
+    hw.check_modelled()
+    cores, dram = hw.cores.count, hw.dram
+    most_rows = max(hw.core(i).rows for i in range(cores))
+    if needs.entries > words.MAX_ENTRIES:
+        raise ConfigError(f"a tile needs {needs.entries} entries, more than the {words.MAX_ENTRIES} of a half")
+    fixed = dram.standard == SIMPLE_DRAM
+    queue = ONNXIM_QUEUE if compat else max(dram.read_queue, dram.write_queue)
+    if queue > MAX_QUEUE:
+        raise ConfigError(f"{hw.name}: dram queues of {queue} entries; at most {MAX_QUEUE} are modelled")
+    common = {
+        "cores": cores,
+        "channels": dram.channels,
+        "ports": hw.noc.ports_per_core,
+        "systolic": _power_of_two(most_rows),
+        "entries": _power_of_two(needs.entries, 8),
+        "layers": _power_of_two(needs.layers, 8),
+        "fixed_latency_dram": fixed,
+        "dram": _dram_shape(hw, queue),
+    }
+    if compat:
+        return NpuShape(
+            **common,
+            inflight=_power_of_two(needs.inflight, 64),
+            descriptors=_power_of_two(needs.descriptors, 16),
+            window=hw.noc.ports_per_core,
+            returns=1024,
+            responses=64,
+            back_pressure=False,
+        )
+    return NpuShape(
+        **common,
+        inflight=hw.dma.outstanding_requests,
+        descriptors=DESCRIPTORS,
+        window=min(hw.dma.descriptors_per_cycle, hw.noc.ports_per_core),
+        returns=RETURNS,
+        responses=RESPONSES,
+        back_pressure=True,
+    )
+
+
+def _dram_shape(hw: HwConfig, queue: int) -> DramShape:
+    channels = hw.dram.channels
+    if hw.dram.standard == SIMPLE_DRAM:
+        return DramShape(channels=channels, ranks=1, groups=1, banks=1, queue=1, pending=1)
+    organisation = hw.dram.table().organisation
+    groups = organisation.ranks * organisation.bank_groups
+    return DramShape(
+        channels=channels,
+        ranks=organisation.ranks,
+        groups=groups,
+        banks=groups * organisation.banks,
+        queue=queue,
+        pending=PENDING,
+    )
+
+
+def params_of(hw: HwConfig, *, compat: bool, max_cycles: int | None, idle_skip: bool) -> NpuParams:
+    """Traced parameters of one lane, as NumPy scalars and arrays (stack them over lanes)."""
+    cores = [hw.core(i) for i in range(hw.cores.count)]
+    limit = NO_CYCLE_LIMIT if max_cycles is None else max_cycles
+    fixed = hw.dram.standard == SIMPLE_DRAM
+    wrapper = UNBOUNDED if fixed else ONNXIM_WRAPPER if compat else WRAPPER
+    values = {
+        "core_period_ps": 1_000_000 // hw.clocks.core_mhz,
+        "noc_period_ps": 1_000_000 // hw.clocks.noc_mhz,
+        "dram_period_ps": 1_000_000 // hw.clocks.dram_mhz,
+        "noc_latency": hw.noc.latency_cycles,
+        "dram_latency": hw.dram.latency_cycles,
+        "array_rows": [core.rows for core in cores],
+        "array_cols": [core.cols for core in cores],
+        "min_rows": MIN_ROWS,
+        "exposed_preload": 0 if compat else 1,
+        "drains": [0 if compat else int(core.drains_between_tiles) for core in cores],
+        "keep_acc_half": 0 if compat else 1,
+        "wrapper_capacity": wrapper,
+        "idle_skip": int(idle_skip),
+        "max_cycles_high": limit >> RADIX_BITS,
+        "max_cycles_low": limit & RADIX_MASK,
+    }
+    arrays = {name: np.asarray(value, np.int32) for name, value in values.items()}
+    return NpuParams(**arrays, dram=_dram_params(hw, compat))
+
+
+def _dram_params(hw: HwConfig, compat: bool) -> DramParams:
+    dram = hw.dram
+    read_capacity, write_capacity = (ONNXIM_QUEUE, ONNXIM_QUEUE) if compat else (dram.read_queue, dram.write_queue)
+    # ONNXim's watermarks count against 256 whatever the buffers really hold.
+    full = write_capacity - 1 if compat else write_capacity
+    timing = np.zeros((4, 6, 6), np.int32)
+    values = {
+        "four_activate_window": 0, "read_latency": 0, "refresh_interval": FAR, "rank_shift": 0, "group_shift": 0,
+        "bank_shift": 0, "row_shift": 0, "row_mask": 0,
+    }  # fmt: skip
+    if dram.standard != SIMPLE_DRAM:
+        table = dram.table()
+        timing = np.asarray(table.constraint_table(), np.int32)
+        fields = table.organisation.address_fields()
+        # The fields count accesses, the controller's block numbers count requests.
+        finer = (table.organisation.access_bytes // dram.request_bytes).bit_length() - 1
+        values = {
+            "four_activate_window": table.faw,
+            "read_latency": table.read_latency_cycles,
+            "refresh_interval": table.refresh_interval_cycles if table.refreshable and dram.refresh else FAR,
+            "rank_shift": fields["rank"].shift + finer,
+            "group_shift": fields["bank_group"].shift + finer,
+            "bank_shift": fields["bank"].shift + finer,
+            "row_shift": fields["row"].shift + finer,
+            "row_mask": (1 << fields["row"].bits) - 1,
+        }
+    values |= {
+        "write_high": int(WRITE_HIGH * full) + 1,
+        "write_low": int(WRITE_LOW * full),
+        "read_capacity": read_capacity,
+        "write_capacity": write_capacity,
+        "hit_first": int(dram.scheduler == "fr_fcfs" and not compat),
+    }
+    return DramParams(timing=timing, **{name: np.int32(value) for name, value in values.items()})
+
+
+def stack_params(params: Sequence[NpuParams]) -> NpuParams:
+    """Lanes' parameters as one pytree with a leading lane axis."""
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *params)
+
+
+def tables_of(programs: Sequence[Program], shape: NpuShape) -> ProgramTables:
+    """Stack programs into one set of tables, padded to powers of two so that similar batches share compiled code."""
+    n_rows = _power_of_two(max(len(p.rows) for p in programs), 64)
+    n_tiles = _power_of_two(max(len(p.tiles) for p in programs), 16)
+    n_pattern = _power_of_two(max(len(p.pattern) for p in programs), 16)
+    count = _power_of_two(len(programs))
+
+    def stacked(arrays: list[NDArray[np.int32]], *dims: int) -> Array:
+        table = np.zeros((count, *dims), np.int32)
+        for index, array in enumerate(arrays):
+            table[(index, *(slice(0, size) for size in array.shape))] = array
+        return jnp.asarray(table)
+
+    return ProgramTables(
+        rows=stacked([p.rows for p in programs], n_rows, ROW_COLUMNS),
+        tiles=stacked([p.tiles for p in programs], n_tiles, TILE_COLUMNS),
+        schedule=stacked([p.schedule for p in programs], shape.layers, shape.cores, 2),
+        pattern=stacked([p.pattern for p in programs], n_pattern),
+        layer_count=stacked([np.asarray(p.n_layers, np.int32) for p in programs]),
+    )

@@ -1,0 +1,40 @@
+"""The cycle-level NPU as a machine of the batch engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import Array
+
+from vsim.npu import dispatch, state
+from vsim.npu.step import step
+from vsim.npu.types import NpuParams, NpuShape, NpuState, ProgramTables
+
+
+@dataclass(frozen=True)
+class NpuMachine:
+    """See `vsim.engine.Machine`. A lane's own input is the index of its program (int32[])."""
+
+    shape: NpuShape
+
+    def init(self, shared: ProgramTables, params: NpuParams, lane: Array) -> NpuState:
+        """The lane before its first tick."""
+        return state.init(self.shape, params, shared, lane)
+
+    def step(self, shared: ProgramTables, params: NpuParams, state: NpuState) -> NpuState:
+        """Up to one tick of each clock domain."""
+        return step(self.shape, params, shared, state)
+
+    def alive(self, state: NpuState) -> Array:
+        """Neither done nor frozen by a status."""
+        return ~state.done & (state.status == 0)
+
+    def rebase(self, state_: NpuState) -> NpuState:
+        """Restart the clocks' counts."""
+        return state.rebase(state_)
+
+    def elapsed(self, state: NpuState) -> Array:
+        """Core cycles."""
+        high, low = dispatch.absolute(state.core)
+        return high.astype(jnp.float32) * float(1 << dispatch.RADIX_BITS) + low.astype(jnp.float32)

@@ -1,0 +1,140 @@
+"""Results of a lane: from its final state to the figures that are reported and stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hwconfigs import HwConfig
+from lowering.program import Program
+from vsim.npu.dispatch import RADIX_BITS
+from vsim.npu.types import STATUS_NAMES, NpuState
+
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class SimResult:
+    """One point's outcome. status: "ok" or the name of what ended the lane; then the figures are those up to its end.
+
+    cycles: core cycles until the last write is acknowledged. layers, cores, dram, noc: as in `to_json`.
+    """
+
+    status: str
+    cycles: int
+    time_us: float
+    layers: tuple[dict[str, Any], ...]
+    cores: tuple[dict[str, Any], ...]
+    dram: dict[str, Any]
+    noc: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+    iterations: int = 0
+    """Loop iterations the lane took; fewer than its ticks where idle time was skipped."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: what `vsim run --json` prints and sweeps store."""
+        return {
+            "status": self.status,
+            "cycles": self.cycles,
+            "time_us": self.time_us,
+            "layers": list(self.layers),
+            "cores": list(self.cores),
+            "dram": self.dram,
+            "noc": self.noc,
+            "warnings": list(self.warnings),
+        }
+
+
+def result_of(hw: HwConfig, program: Program, state: NpuState) -> SimResult:
+    """Read a lane's final state (NumPy leaves, no lane axis)."""
+    core = state.core
+    cycles = (int(core.base_high) << RADIX_BITS) + int(core.base_low) + int(core.now)
+    period_ps = 1_000_000 // hw.clocks.core_mhz
+    return SimResult(
+        status=_status_name(int(state.status)),
+        cycles=cycles,
+        time_us=cycles * period_ps / 1e6,
+        layers=_layers(hw, program, state),
+        cores=_cores(hw, state, cycles),
+        dram=_dram(hw, state, cycles * period_ps),
+        noc={"requests": int(np.sum(state.noc.requests)), "responses": int(np.sum(state.noc.reads + state.noc.writes))},
+        warnings=program.warnings,
+        iterations=int(state.iterations),
+    )
+
+
+def _status_name(bits: int) -> str:
+    return "+".join(name for bit, name in STATUS_NAMES.items() if bits & bit) or OK
+
+
+def _layers(hw: HwConfig, program: Program, state: NpuState) -> tuple[dict[str, Any], ...]:
+    """Figures per layer; a layer that the lane did not start or finish has null cycles."""
+    done = int(state.schedule.layer)
+    peak_macs = sum(hw.core(i).rows * hw.core(i).cols for i in range(hw.cores.count))
+    rows = []
+    for index, layer in enumerate(program.layers):
+        start = _two_words(state.schedule.start[index]) if index <= done else None
+        finish = _two_words(state.schedule.finish[index]) if index < done else None
+        duration = finish - start if start is not None and finish is not None else 0
+        rows.append(
+            {
+                "name": layer.name,
+                "op": layer.op,
+                "start_cycle": start,
+                "finish_cycle": finish,
+                "macs": layer.macs,
+                "load_bytes": layer.load_bytes,
+                "store_bytes": layer.store_bytes,
+                "utilization": layer.macs / (duration * peak_macs) if duration else 0.0,
+            }
+        )
+    return tuple(rows)
+
+
+def _two_words(words: Any) -> int:
+    return (int(words[0]) << RADIX_BITS) + int(words[1])
+
+
+def _cores(hw: HwConfig, state: NpuState, cycles: int) -> tuple[dict[str, Any], ...]:
+    def count(counter: Any, core: int) -> int:
+        return int(counter[core, 0]) + (int(counter[core, 1]) << RADIX_BITS)
+
+    core = state.core
+    return tuple(
+        {
+            "core": index,
+            "systolic_active_cycles": count(core.systolic_active, index),
+            "systolic_busy_cycles": count(core.systolic_busy, index),
+            "vector_active_cycles": count(core.vector_active, index),
+            "compute_active_cycles": count(core.compute_active, index),
+            "idle_cycles": count(core.idle, index),
+            "systolic_utilization": count(core.systolic_active, index) / cycles if cycles else 0.0,
+        }
+        for index in range(hw.cores.count)
+    )
+
+
+def _dram(hw: HwConfig, state: NpuState, time_ps: int) -> dict[str, Any]:
+    """Requests, row statistics and achieved bandwidth (bytes moved over the whole run), in total and per channel."""
+    size = hw.dram.request_bytes
+    per_channel = {
+        "reads": state.noc.reads,
+        "writes": state.noc.writes,
+        "row_hits": state.dram.row_hits,
+        "row_misses": state.dram.row_misses,
+        "row_conflicts": state.dram.row_conflicts,
+    }
+    channels = [
+        {"channel": index, **{name: int(values[index]) for name, values in per_channel.items()}}
+        for index in range(hw.dram.channels)
+    ]
+    total = {name: int(np.sum(values, dtype=np.int64)) for name, values in per_channel.items()}
+    moved = (total["reads"] + total["writes"]) * size
+    return total | {
+        "read_bytes": total["reads"] * size,
+        "write_bytes": total["writes"] * size,
+        "bandwidth_gbps": moved * 1e3 / time_ps if time_ps else 0.0,
+        "channels": channels,
+    }

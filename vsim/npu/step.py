@@ -1,0 +1,213 @@
+"""One iteration of a lane: at most one tick of each clock domain, in exact time order.
+
+The original processes one instant after the other and, within an instant, core before DRAM before NoC (spec onnxim.md
+section 1). Most instants have a single domain ticking; here up to three successive ticks share an iteration: a stage
+runs if its domain's next tick is the earliest of all, which each stage decides anew. So any ratio of clocks is exact.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vsim.npu import core, dispatch, dram, noc, words
+from vsim.npu.fields import FAR
+from vsim.npu.types import (
+    STATUS_CYCLE_LIMIT,
+    STATUS_DEADLOCK,
+    NpuParams,
+    NpuShape,
+    NpuState,
+    ProgramTables,
+)
+
+CORE, DRAM, NOC = range(3)
+FAR_PS = 2**30
+"""No event, or none within the horizon that fits int32 picoseconds (about one millisecond)."""
+
+
+def step(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState) -> NpuState:
+    """Advance one lane. A lane that is done, or has a status, does not change."""
+    alive = ~s.done & (s.status == 0)
+    s = s.replace(iterations=s.iterations + alive)
+    with jax.named_scope("core"):
+        s = _core_stage(shape, params, program, s, alive & _is_next(s, CORE))
+    s = _finish(params, program, s)
+    with jax.named_scope("noc"):
+        s = _noc_stage(shape, params, program, s, alive & ~s.done & _is_next(s, NOC))
+    s = _finish(params, program, s)
+    with jax.named_scope("dram"):
+        s = _dram_stage(shape, params, s, alive & ~s.done & _is_next(s, DRAM))
+    with jax.named_scope("clocks"):
+        return _skip_idle(shape, params, s, alive & ~s.done)
+
+
+def _is_next(s: NpuState, domain: int) -> Array:
+    """bool[]: the domain's next tick comes before those of the others; ties go core, DRAM, NoC."""
+    times = s.core_time, s.dram_time, s.noc_time
+    mine = times[domain]
+    before = [mine < other if rank < domain else mine <= other for rank, other in enumerate(times) if rank != domain]
+    return before[0] & before[1]
+
+
+def _core_stage(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState, on: Array) -> NpuState:
+    schedule, cores, dispatched = dispatch.dispatch(params, program, s.program, s.schedule, s.core, on)
+    room = noc.descriptor_room(shape, s.noc)
+    cores, did = core.tick(shape, params, program, s.program, room, cores, on)
+    network, status = noc.push_descriptors(shape, s.noc, did.load, did.load_valid, did.store, did.store_valid)
+    sent = jnp.any(did.load_valid | did.store_valid)
+    changed = dispatched | did.changed
+    return s.replace(
+        core=cores,
+        schedule=schedule,
+        noc=network,
+        core_time=s.core_time + jnp.where(on, params.core_period_ps, 0),
+        core_quiet=jnp.where(on, ~changed, s.core_quiet),
+        noc_quiet=s.noc_quiet & ~sent,
+        status=s.status | did.status | status,
+    )
+
+
+def _noc_stage(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState, on: Array) -> NpuState:
+    network, did = noc.tick(shape, params, program, s.program, s.dram.clock, s.noc, on)
+    return s.replace(
+        noc=network,
+        core=_receive(s, did.delivered),
+        noc_time=s.noc_time + jnp.where(on, params.noc_period_ps, 0),
+        noc_quiet=jnp.where(on, ~did.changed, s.noc_quiet),
+        core_quiet=s.core_quiet & ~(on & did.changed),
+        dram_quiet=s.dram_quiet & ~(on & did.changed),
+        status=s.status | did.status,
+    )
+
+
+def _receive(s: NpuState, word: Array) -> core.CoreState:
+    """Responses reach the cores: read data complete their entry, write acknowledgements are counted."""
+    cores, kinds, entries = s.core.remaining.shape
+    arrived = word >= 0
+    acknowledges = arrived & words.is_write(word)
+    fills = arrived & ~words.is_write(word)
+    at = jnp.where(fills, words.flat_entry_of(word), kinds * entries)
+    remaining = s.core.remaining.reshape(cores, -1)
+    remaining = remaining.at[jnp.arange(cores)[:, None], at].add(-1, mode="drop")
+    return s.core.replace(
+        remaining=remaining.reshape(s.core.remaining.shape),
+        unacknowledged=s.core.unacknowledged - jnp.sum(acknowledges, axis=1, dtype=jnp.int32),
+    )
+
+
+def _dram_stage(shape: NpuShape, params: NpuParams, s: NpuState, on: Array) -> NpuState:
+    valid, block, word = noc.offered(s.noc)
+    if shape.fixed_latency_dram:
+        taken = on & valid & (block <= s.dram.clock)
+        network, status = noc.give_back(shape, noc.take(s.noc, taken), word, taken)
+        memory = s.dram.replace(clock=s.dram.clock + on)
+        changed = freed = jnp.any(taken)
+    else:
+        offer = dram.Offer(on & valid, words.is_write(word), block, word)
+        room = noc.return_room(shape, s.noc)
+        memory, taken = dram.accept(params.dram, s.dram, offer, room)
+        network = noc.take(s.noc, taken)
+        memory, did = dram.tick(params.dram, memory, room, on)
+        network, status_read = noc.give_back(shape, network, did.read_meta, did.read_done)
+        network, status_write = noc.give_back(shape, network, did.write_meta, did.write_done)
+        status = status_read | status_write
+        freed = jnp.any(taken | did.read_done | did.write_done)
+        changed = freed | jnp.any(did.issued)
+    return s.replace(
+        dram=memory,
+        noc=network,
+        dram_time=s.dram_time + jnp.where(on, params.dram_period_ps, 0),
+        dram_quiet=jnp.where(on, ~changed, s.dram_quiet),
+        noc_quiet=s.noc_quiet & ~freed,
+        status=s.status | status | memory.status,
+    )
+
+
+def _finish(params: NpuParams, program: ProgramTables, s: NpuState) -> NpuState:
+    """A lane is done when every layer is and no core runs; DRAM and NoC alone keep nothing alive."""
+    all_layers = s.schedule.layer >= program.layer_count[s.program]
+    done = all_layers & ~jnp.any(core.running(s.core) | (s.core.finished > 0))
+    high, low = dispatch.absolute(s.core)
+    beyond = (high > params.max_cycles_high) | ((high == params.max_cycles_high) & (low >= params.max_cycles_low))
+    late = beyond & ~done
+    return s.replace(done=s.done | done, status=s.status | jnp.where(late, STATUS_CYCLE_LIMIT, 0))
+
+
+def _next_core_event(s: NpuState) -> Array:
+    """int32[]: earliest core cycle at which a quiet core changes by itself: a pass starts or retires, an operation ends."""
+    now = s.core.now
+    at = s.core.systolic_head & (s.core.systolic.shape[1] - 1)
+    head = s.core.systolic[jnp.arange(at.size), at]
+    times = jnp.where(s.core.systolic_count[:, None] > 0, head[:, :2], FAR)
+    times = jnp.concatenate([times, jnp.where(s.core.vector_busy, s.core.vector_finish, FAR)[:, None]], axis=1)
+    return jnp.min(jnp.where(times >= now, times, FAR))
+
+
+def _next_noc_event(s: NpuState) -> Array:
+    """int32[]: earliest NoC tick at which a packet that is under way becomes deliverable."""
+    requests = jnp.min(jnp.where((s.noc.head >= 0) & (s.noc.stamp >= s.noc.now), s.noc.stamp, FAR))
+    waiting = (s.noc.response_count > 0) & (s.noc.response_stamp >= s.noc.now)
+    return jnp.minimum(requests, jnp.min(jnp.where(waiting, s.noc.response_stamp, FAR)))
+
+
+def _next_dram_event(shape: NpuShape, s: NpuState) -> Array:
+    """int32[]: earliest DRAM tick, counted by the clock before it, at which quiet channels do something."""
+    if shape.fixed_latency_dram:
+        valid, ready, _ = noc.offered(s.noc)
+        return jnp.min(jnp.where(valid, ready, FAR))
+    # The controller's clock advances first: the tick that sees time t starts at t - 1.
+    return dram.next_event(s.dram) - 1
+
+
+def _ticks_until(event: Array, now: Array, period_ps: Array) -> Array:
+    """Picoseconds from the tick numbered `now` to the tick numbered `event`, FAR_PS if that is out of reach."""
+    ticks = event - now
+    return jnp.where(ticks < FAR_PS // period_ps, ticks * period_ps, FAR_PS)
+
+
+def _skip_idle(shape: NpuShape, params: NpuParams, s: NpuState, alive: Array) -> NpuState:
+    """Jump the clocks over ticks in which nothing changes, then make the earliest clock the origin of time.
+
+    A quiet domain changes at its own next event at the earliest; a domain that is not quiet at its next tick. Before
+    the earliest of those, `horizon`, every tick of every domain is a repetition.
+    """
+    core_wait = _ticks_until(_next_core_event(s), s.core.now, params.core_period_ps)
+    noc_wait = _ticks_until(_next_noc_event(s), s.noc.now, params.noc_period_ps)
+    dram_wait = _ticks_until(_next_dram_event(shape, s), s.dram.clock, params.dram_period_ps)
+    waits = [
+        (s.core_time, s.core_quiet, core_wait),
+        (s.noc_time, s.noc_quiet, noc_wait),
+        (s.dram_time, s.dram_quiet, dram_wait),
+    ]
+    events = [time + jnp.where(quiet, wait, 0) for time, quiet, wait in waits]
+    horizon = jnp.minimum(jnp.minimum(events[0], events[1]), events[2])
+    all_quiet = s.core_quiet & s.noc_quiet & s.dram_quiet
+    waits_for_memory = dram.has_work(s.dram) | jnp.any(s.noc.wrapped > 0)
+    dead = alive & all_quiet & (core_wait >= FAR_PS) & (noc_wait >= FAR_PS) & ~waits_for_memory
+
+    skip = alive & (params.idle_skip > 0) & ~dead
+    core_ticks = _ticks_before(horizon, s.core_time, params.core_period_ps, skip)
+    noc_ticks = _ticks_before(horizon, s.noc_time, params.noc_period_ps, skip)
+    dram_ticks = _ticks_before(horizon, s.dram_time, params.dram_period_ps, skip)
+    cores = core.add_activity(s.core, core_ticks)
+    core_time = s.core_time + core_ticks * params.core_period_ps
+    noc_time = s.noc_time + noc_ticks * params.noc_period_ps
+    dram_time = s.dram_time + dram_ticks * params.dram_period_ps
+    origin = jnp.minimum(jnp.minimum(core_time, noc_time), dram_time)
+    return s.replace(
+        core=cores.replace(now=cores.now + core_ticks),
+        noc=s.noc.replace(now=s.noc.now + noc_ticks),
+        dram=s.dram.replace(clock=s.dram.clock + dram_ticks),
+        core_time=core_time - origin,
+        noc_time=noc_time - origin,
+        dram_time=dram_time - origin,
+        status=s.status | jnp.where(dead, STATUS_DEADLOCK, 0),
+    )
+
+
+def _ticks_before(horizon: Array, time: Array, period_ps: Array, skip: Array) -> Array:
+    """Ticks of a domain strictly before the horizon."""
+    span = jnp.maximum(horizon - time, 0)
+    return jnp.where(skip, (span + period_ps - 1) // period_ps, 0)

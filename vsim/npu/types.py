@@ -1,0 +1,276 @@
+"""Shape, parameters, program tables and state of the cycle-level NPU. All state is int32 or bool, per lane.
+
+Letters in the shapes: C cores, P NoC ports per core, M memory channels, K in-flight requests per core (ring),
+G descriptors per core (ring), S instructions in the systolic array (ring), E entries per memory and half, L layers.
+"""
+
+from __future__ import annotations
+
+from flax import struct
+from jax import Array
+
+from vsim.npu.dram import DramParams, DramShape, DramState
+
+STATUS_ENTRY = 1 << 8
+"""A load into an entry that was still in use: the program and the scratchpad disagree."""
+STATUS_INFLIGHT = 1 << 9
+STATUS_DESCRIPTORS = 1 << 10
+STATUS_RETURN = 1 << 11
+STATUS_RESPONSE = 1 << 12
+STATUS_DEADLOCK = 1 << 13
+STATUS_CYCLE_LIMIT = 1 << 14
+
+STATUS_NAMES = {
+    1: "overflow_dram_pending",
+    2: "overflow_dram_order",
+    STATUS_ENTRY: "program_entry_conflict",
+    STATUS_INFLIGHT: "overflow_noc_requests",
+    STATUS_DESCRIPTORS: "overflow_dma_descriptors",
+    STATUS_RETURN: "overflow_dram_return",
+    STATUS_RESPONSE: "overflow_noc_responses",
+    STATUS_DEADLOCK: "deadlock",
+    STATUS_CYCLE_LIMIT: "cycle_limit",
+}
+
+
+def _static() -> int:
+    return struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class NpuShape:
+    """Array capacities and structural choices; only a new shape compiles anew. Rings are powers of two."""
+
+    cores: int = _static()
+    channels: int = _static()
+    ports: int = _static()
+    inflight: int = _static()
+    """Requests per core between its DMA queue and the DRAM controllers."""
+    descriptors: int = _static()
+    window: int = _static()
+    """Descriptors a core's DMA can draw requests from in one NoC tick."""
+    systolic: int = _static()
+    entries: int = _static()
+    layers: int = _static()
+    returns: int = _static()
+    """Completed accesses waiting at a channel."""
+    responses: int = _static()
+    """Responses in the NoC per (channel, core)."""
+    back_pressure: bool = struct.field(pytree_node=False)
+    """True: a full structure stalls its producer. False (ONNXim, unbounded queues): it ends the lane by a status."""
+    fixed_latency_dram: bool = struct.field(pytree_node=False)
+    """ONNXim's "simple" DRAM in place of the controllers."""
+    dram: DramShape = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class NpuParams:
+    """Traced parameters of one lane, int32.
+
+    core_period_ps, noc_period_ps, dram_period_ps; noc_latency: NoC ticks; dram_latency: DRAM ticks (fixed latency only).
+    array_rows[C], array_cols[C]; min_rows: least rows a pass through the array occupies.
+    idle_skip: 1 lets a lane's clocks jump over ticks in which nothing can change.
+    wrapper_capacity: requests a channel accepts ahead of its controller.
+    max_cycles_high, max_cycles_low: core cycles after which a lane ends with the status cycle_limit, radix 2**30.
+    """
+
+    core_period_ps: Array
+    noc_period_ps: Array
+    dram_period_ps: Array
+    noc_latency: Array
+    dram_latency: Array
+    array_rows: Array
+    array_cols: Array
+    min_rows: Array
+    exposed_preload: Array
+    """1: new weights hide behind the preceding pass only (Gemmini's RTL); 0: ONNXim's rule."""
+    drains: Array
+    """int32[C], 1: a tile's first pass waits until the array is empty."""
+    keep_acc_half: Array
+    """1: an accumulate tile keeps the half of the tile before it even on an empty core; 0: ONNXim's quirk Q7."""
+    wrapper_capacity: Array
+    idle_skip: Array
+    max_cycles_high: Array
+    max_cycles_low: Array
+    dram: DramParams
+
+
+@struct.dataclass
+class ProgramTables:
+    """Programs of a batch, stacked and padded; `lowering.program` says what the columns mean.
+
+    rows: int32[programs, rows, ROW_COLUMNS], tiles: int32[programs, tiles, TILE_COLUMNS],
+    schedule: int32[programs, L, C, 2], pattern: int32[programs, entries], layer_count: int32[programs].
+    """
+
+    rows: Array
+    tiles: Array
+    schedule: Array
+    pattern: Array
+    layer_count: Array
+
+
+@struct.dataclass
+class CoreState:
+    """Cores. Two physical tile slots; `front` is the one placed first. A latch holds the instruction issued last tick."""
+
+    now: Array
+    """int32[], core cycles since the last rebase."""
+    base_high: Array
+    """int32[]; cycles before the last rebase = base_high * 2**30 + base_low."""
+    base_low: Array
+    resident: Array
+    """bool[C, 2]"""
+    front: Array
+    """int32[C]"""
+    issue_from: Array
+    """int32[C], position (0 the front tile) from which the issue round robin starts."""
+    row: Array
+    """int32[C, 2], next instruction's row; end_row when the tile has issued everything."""
+    end_row: Array
+    loop: Array
+    """int32[C, 2, 3], indices of the three loops of that row."""
+    spad_half: Array
+    """int32[C, 2], and likewise acc_half"""
+    acc_half: Array
+    streaming: Array
+    """bool[C, 2], the tile has issued a systolic instruction."""
+    last_done: Array
+    """bool[C, 2], the tile's last instruction has taken effect."""
+    previous_layer: Array
+    """int32[C], layer and accumulation key of the tile placed last."""
+    previous_key: Array
+    previous_acc: Array
+    """int32[C], its accumulator half."""
+    remaining: Array
+    """int32[C, 4, E]: outstanding requests and writers of (memory, half, entry); -1 unallocated, 0 valid."""
+    load_valid: Array
+    """bool[C]"""
+    load: Array
+    """int32[C, DESCRIPTOR_WORDS], and likewise store"""
+    store_valid: Array
+    store: Array
+    store_last: Array
+    """int32[C]: the slot whose last instruction this store is, -1 otherwise."""
+    execute_valid: Array
+    execute: Array
+    """int32[C, EXECUTE_WORDS]"""
+    systolic: Array
+    """int32[C, S, 3] ring: start, finish, retire word."""
+    systolic_head: Array
+    systolic_count: Array
+    tail_start: Array
+    """int32[C], start and streamed rows of the instruction accepted last."""
+    tail_rows: Array
+    vector_busy: Array
+    vector_finish: Array
+    vector_retire: Array
+    finished: Array
+    """int32[C], finished tiles not yet reported."""
+    unacknowledged: Array
+    """int32[C], stores without acknowledgement."""
+    systolic_active: Array
+    """int32[C, 2] (low, high), cycles with an instruction streaming; likewise below."""
+    vector_active: Array
+    compute_active: Array
+    idle: Array
+    systolic_busy: Array
+    """Likewise: cycles with an instruction accepted by the array and not retired, exposed preloads included."""
+
+
+@struct.dataclass
+class ScheduleState:
+    """The `simple` scheduler: one layer at a time, each core works through its own list of tiles."""
+
+    layer: Array
+    """int32[], L when all are done."""
+    tiles_left: Array
+    """int32[], tiles of the layer not yet reported finished."""
+    next_tile: Array
+    """int32[C]"""
+    start: Array
+    """int32[L, 2] (high, low words in radix 2**30), and likewise finish"""
+    finish: Array
+
+
+@struct.dataclass
+class NocState:
+    """The simple NoC and the DMA queues that feed it. A request node lives in its core's ring from the DMA to the controller."""
+
+    now: Array
+    """int32[], NoC ticks since the last rebase"""
+    descriptor: Array
+    """int32[C, G, DESCRIPTOR_WORDS] ring of loads and stores in effect, in program order."""
+    descriptor_head: Array
+    descriptor_count: Array
+    cursor: Array
+    """int32[C], requests of the head descriptor that have left."""
+    sequence: Array
+    """int32[C], next position in the node ring."""
+    link: Array
+    """int32[C*K], next node of the list the node is in; END, or FREE."""
+    block: Array
+    """int32[C*K], in-channel block number (fixed-latency DRAM: the tick it is ready)."""
+    meta: Array
+    """int32[C*K], request word."""
+    head: Array
+    """int32[C*P, M], request queue per (port, channel): first and last node, -1 empty."""
+    tail: Array
+    stamp: Array
+    """int32[C*P, M], NoC tick from which the first node may move."""
+    turn: Array
+    """int32[M], source after the one served last."""
+    out_head: Array
+    """int32[M], list of delivered requests per channel; its first `wrapped` belong to the channel's input buffer."""
+    out_tail: Array
+    out_count: Array
+    wrapped: Array
+    out_fresh: Array
+    """int32[M], first node of that list not yet in the input buffer (fixed-latency DRAM only), -1 none."""
+    returned: Array
+    """int32[M, returns] ring of completed accesses (request words)."""
+    returned_head: Array
+    returned_count: Array
+    response: Array
+    """int32[M, C, responses] ring"""
+    response_head: Array
+    """int32[M, C]"""
+    response_count: Array
+    response_stamp: Array
+    response_turn: Array
+    """int32[C, ports that can receive]"""
+    arrived: Array
+    """int32[C, ports that can receive], request word at the core's port, -1 none."""
+    latest_ready: Array
+    """int32[], fixed-latency DRAM only."""
+    requests: Array
+    """int32[C], injected."""
+    reads: Array
+    """int32[M], requests taken by the controllers, and likewise writes"""
+    writes: Array
+
+
+@struct.dataclass
+class NpuState:
+    """One lane."""
+
+    core: CoreState
+    schedule: ScheduleState
+    noc: NocState
+    dram: DramState
+    core_time: Array
+    """int32[], time of the next core tick in ps, relative; only differences matter. Likewise below."""
+    noc_time: Array
+    dram_time: Array
+    core_quiet: Array
+    """bool[], the domain's last tick changed nothing and nothing has reached it since. Likewise below."""
+    noc_quiet: Array
+    dram_quiet: Array
+    iterations: Array
+    """int32[], loop iterations this lane took."""
+    program: Array
+    """int32[], index into the program tables."""
+    status: Array
+    """int32[], STATUS_* bits; a non-zero status freezes the lane."""
+    done: Array
+    """bool[]"""
