@@ -9,6 +9,7 @@ from tests.golden.onnxim_reference import ROWS, GoldenRow, load_cases, read_even
 from tests.reference.scalar_npu import Event, run
 
 QUICK_ROW_CYCLES = 10_000
+MOST_CPU_SECONDS = 0.5
 LOGGED = [
     "E1_matmul_64",
     "E1_matmul_128",
@@ -52,6 +53,32 @@ def test_event_log(shared, tmp_path, name):
         (event.kind, event.core, event.cycle, *(event.details[key] for key in COMPARED[event.kind])) for event in trace
     ]
     assert ours == logged
+
+
+@pytest.mark.slow
+def test_all_recorded_matrix_cases(shared, tmp_path):
+    """Every single-matrix case that the original ran within a few seconds: finishes, total, requests, row states."""
+    compared = 0
+    for name, case in load_cases(shared).items():
+        config = case.data["config"]
+        dram = {key: value for key, value in (case.data["dram"] or {}).items() if value is not None}
+        if not ("matmul" in name or "gemm" in name) or case.data["cpu_s"] > MOST_CPU_SECONDS:
+            continue
+        if config["icnt_type"] != "simple" or config["dram_type"] == "ramulator":
+            continue
+        hw = case.hw(tmp_path)
+        result = run(lower_onnxim(case.model_path, hw), hw)
+        assert (result.layer_finishes, result.cycles) == (case.finishes, case.data["total_cycles"]), name
+        ours = {
+            "mem_reads": result.reads,
+            "mem_writes": result.writes,
+            "dram_row_hits": result.hits,
+            "dram_row_misses": result.misses,
+            "dram_row_conflicts": result.conflicts,
+        }
+        assert dram.items() <= ours.items(), name
+        compared += 1
+    assert compared >= 15
 
 
 def test_requests_are_recorded_on_demand():
