@@ -1,8 +1,7 @@
-"""How the rows of a matrix tile are grouped into systolic instructions, and how long each occupies the array.
+"""A matrix tile as systolic instructions: how its rows are grouped, and how long the array is busy with it.
 
-The grouping is Gemmini's: a convolution's output rows are streamed one by one, and at most as many rows at a time
-as the array has (`LoopConv` and `LoopMatmul` step through the output in blocks of DIM). One instruction streams
-one such group against one block of stationary weights.
+The rules are those of `lowering.systolic_rules`; here they take the form of the program's loops, and closed forms that
+do not list the passes. One pass is one SYSTOLIC instruction.
 """
 
 from __future__ import annotations
@@ -11,41 +10,42 @@ import math
 from dataclasses import dataclass
 
 from lowering.emit import Extent
-
-MIN_STREAM_ROWS = 4
-"""An instruction occupies the array for at least this many cycles (Gemmini's mesh; `onnxim.md` 2.5)."""
+from lowering.systolic_rules import conv_stream_axis, pass_occupancy
 
 
 @dataclass(frozen=True)
 class RowGroups:
-    """One pass over a tile's output: `rows` image rows of `columns` groups each.
+    """The passes over one weight block of a tile: `lines` lines of output pixels, `passes` passes in each.
 
-    size: streamed rows (pixels) of a group; the last group of an image row may be shorter.
+    size: pixels of a pass; the last one of a line may be shorter.
     """
 
-    rows: int
-    columns: int
+    lines: int
+    passes: int
     size: Extent
 
     @property
     def streamed(self) -> int:
-        """Pixels streamed by one pass."""
-        return self.rows * self.size.total(self.columns)
+        """Pixels of all passes."""
+        return self.lines * self.size.total(self.passes)
 
 
-def group_rows(image_rows: int, row_pixels: int, array_rows: int) -> RowGroups:
-    """Groups of an output tile of `image_rows` rows (over all its images) of `row_pixels` pixels each.
+def group_rows(images: int, rows: int, cols: int, nominal: tuple[int, int], array_rows: int) -> RowGroups:
+    """Passes over an output tile of `images` x `rows` x `cols` pixels.
 
-    A matrix multiplication is one image row of as many pixels as the matrix has rows.
+    nominal: (rows, columns) of an unclipped tile of the layer; it decides along which side lines run. The rows of a
+    matrix product are the columns of a single image row.
     """
-    columns = math.ceil(row_pixels / array_rows)
-    size = min(row_pixels, array_rows)
-    return RowGroups(image_rows, columns, Extent(size, row_pixels - (columns - 1) * size))
+    lines, length = (rows, cols) if conv_stream_axis(*nominal) == "cols" else (cols, rows)
+    passes = math.ceil(length / array_rows)
+    size = min(length, array_rows)
+    return RowGroups(images * lines, passes, Extent(size, length - (passes - 1) * size))
 
 
-def pass_cycles(groups: RowGroups, array_rows: int) -> int:
-    """Array cycles of one pass: weights are loaded with its first group, which then takes at least `array_rows`."""
-    full, last = max(groups.size.size, MIN_STREAM_ROWS), max(groups.size.final, MIN_STREAM_ROWS)
-    total = groups.rows * ((groups.columns - 1) * full + last)
-    first = full if groups.columns > 1 else last
-    return total - first + max(first, array_rows)
+def tile_cycles(weight_blocks: int, groups: RowGroups, array_rows: int, array_cols: int) -> int:
+    """`systolic_rules.tile_busy_cycles` of a tile with these passes over each of its weight blocks."""
+    full = pass_occupancy(groups.size.size, False, array_rows)
+    last = pass_occupancy(groups.size.final, False, array_rows)
+    block = groups.lines * ((groups.passes - 1) * full + last)
+    exposed = pass_occupancy(groups.size.final, True, array_rows) - last
+    return weight_blocks * (block + exposed) - exposed + 2 * array_rows + array_cols - 2

@@ -83,11 +83,11 @@ def _image(shape: tuple[int, ...], node: Node) -> Pair:
 
 def _pair(sizes: tuple[int, ...], default: int, node: Node) -> Pair:
     """Two spatial sizes; a 1-D operator has one row."""
-    if len(sizes) > 2:
-        raise UserError(
-            f"node {node.name}: {node.op} over {len(sizes)} spatial dimensions is not modelled; 1 and 2 are"
-        )
-    return (default, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+    if len(sizes) == 2:
+        return sizes
+    if len(sizes) == 1:
+        return default, sizes[0]
+    raise UserError(f"node {node.name}: {node.op} over {len(sizes)} spatial dimensions is not modelled; 1 and 2 are")
 
 
 def _window_attributes(node: Node, kernel: Pair, in_size: Pair, out_size: Pair) -> tuple[Pair, Pair, Pair]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwconfigs.errors import UserError
-from lowering.array_timing import MIN_STREAM_ROWS
+from lowering.systolic_rules import MIN_PASS_ROWS
 
 ACCUMULATOR_BYTES = 4
 """Bytes of one partial sum."""
@@ -240,7 +240,7 @@ def choose_mapping(shape: MatmulShape, budget: Budget) -> Mapping:
         raise MappingError(_too_large(spad, acc, budget))
     best = int(np.argmin(np.where(fits, price, np.inf)))
     sizes = {name: int(values[best]) for name, values in flat.items()}
-    return Mapping(*(sizes[name] for name in LETTERS))
+    return replace(Mapping(), **sizes)
 
 
 def _too_large(spad: NDArray[np.int64], acc: NDArray[np.int64], budget: Budget) -> str:
@@ -287,15 +287,15 @@ def _price(
     # Blocks that are no whole requests are padded up to some.
     ragged = (c % height != 0) | (m % width != 0) | (height * width * element % request != 0)
     weights = m * c * s * r * element + np.where(ragged, k_blocks * m_blocks * request, 0)
-    spad = act + weights + n * p * q * m * budget.residual_bytes
+    data = n * rows_in * cols_in * channels + m * c * s * r
+    spad = data * element + n * p * q * m * budget.residual_bytes
     acc = n * p * q * m * ACCUMULATOR_BYTES
 
-    # One pass of the array over the tile's output, for one weight block.
-    group = np.minimum(q, height)
-    tail = np.where(q % height == 0, group, q % height)
-    per_row = (-(-q // height) - 1) * group + np.maximum(tail, MIN_STREAM_ROWS)
-    one_pass = np.maximum(n * p * per_row, height)
-    tile_cycles = k_blocks * m_blocks * one_pass + height + width + TILE_OVERHEAD_CYCLES
+    # The passes over one weight block, as `array_timing.tile_cycles` counts them.
+    length, lines = np.maximum(p, q), n * np.minimum(p, q)
+    tail = np.maximum((length - 1) % height + 1, MIN_PASS_ROWS)
+    block = lines * ((-(-length // height) - 1) * height + tail) + np.maximum(height - tail, 0)
+    tile_cycles = k_blocks * m_blocks * block + 2 * height + width + TILE_OVERHEAD_CYCLES
     chains = (
         parts(shape.images, n)
         * parts(shape.out_rows, p)

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from hwconfigs.schema import CoreConfig
 from lowering.address_space import AddressSpace
-from lowering.array_timing import RowGroups, group_rows, pass_cycles
+from lowering.array_timing import RowGroups, group_rows, tile_cycles
 from lowering.balance import balance
 from lowering.chip import Chip
 from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
@@ -168,7 +168,7 @@ def plan_matmul(layer: MatmulLayer, chip: Chip, mapping: Mapping | None = None) 
         for kernel_rows in ranges(shape.kernel_rows, inner.S, 1, exact)
         for kernel_cols in ranges(shape.kernel_cols, inner.R, 1, exact)
     )
-    costs = [[_chain_cycles(shape, tile, steps, core, exact) for tile in tiles] for core in dict.fromkeys(chip.cores)]
+    costs = [[_chain_cycles(shape, tile, steps, core, inner) for tile in tiles] for core in dict.fromkeys(chip.cores)]
     by_core = dict(zip(dict.fromkeys(chip.cores), costs, strict=True))
     shares = balance([by_core[core] for core in chip.cores])
     return Plan(layer, inner, steps, tuple(tuple(tiles[item] for item in share) for share in shares))
@@ -178,7 +178,7 @@ def emit_matmul(builder: ProgramBuilder, plan: Plan, chip: Chip, space: AddressS
     """Write the layer's tiles. Raises MappingError when a forced mapping does not fit."""
     layer = plan.layer
     systolic = sum(
-        _chain_cycles(layer.shape, tile, plan.steps, core, plan.mapping.exact)
+        _chain_cycles(layer.shape, tile, plan.steps, core, plan.mapping)
         for core, tiles in zip(chip.cores, plan.cores, strict=True)
         for tile in tiles
     )
@@ -202,24 +202,25 @@ def weight_blocks(
     shape: MatmulShape,
     channels_out: int,
     step: ReductionStep,
-    core: CoreConfig,
+    array: tuple[int, int],
     exact: bool,
     unit_bytes: tuple[int, int],
 ) -> WeightBlocks:
-    """The stationary blocks of a tile of `channels_out` outputs on `core`.
+    """The stationary blocks of a tile of `channels_out` outputs on an array of (rows, columns).
 
     exact: a forced mapping, one kernel position a block. unit_bytes: (element, request) bytes.
     """
+    array_rows, array_cols = array
     positions, channels = step.kernel_rows[1] * step.kernel_cols[1], step.channels[1]
-    packed = 1 if exact else kernel_positions(shape, core.rows)
+    packed = 1 if exact else kernel_positions(shape, array_rows)
     if packed > 1 and channels == shape.in_channels:
         depths = [length * channels for _, length in ranges(positions, packed, 1, True)]
     else:
-        depths = [length for _, length in ranges(channels, core.rows, 1, True)] * positions
-    per_block = core.cols
+        depths = [length for _, length in ranges(channels, array_rows, 1, True)] * positions
+    per_block = array_cols
     if shape.diagonal:
         per_block = shape.out_channels * diagonal_groups(
-            shape.in_channels, shape.out_channels, shape.groups, core.rows, core.cols
+            shape.in_channels, shape.out_channels, shape.groups, array_rows, array_cols
         )
     widths = [length for _, length in ranges(channels_out, per_block, 1, True)]
     shapes = tuple((depth, width) for width in widths for depth in depths)
@@ -238,31 +239,37 @@ class _Weights:
     plan: Plan
     chip: Chip
     space: AddressSpace
-    places: dict[tuple[int, int, ReductionStep, CoreConfig], int] = field(default_factory=dict)
+    places: dict[tuple[int, int, ReductionStep, int, int], int] = field(default_factory=dict)
 
     def blocks(self, tile: OutputTile, step: ReductionStep, core: CoreConfig) -> WeightBlocks:
         """The blocks that the tile needs on `core`."""
         units = (self.chip.element_bytes, self.chip.request_bytes)
-        return weight_blocks(self.plan.layer.shape, tile.channels[1], step, core, self.plan.mapping.exact, units)
+        return weight_blocks(
+            self.plan.layer.shape, tile.channels[1], step, (core.rows, core.cols), self.plan.mapping.exact, units
+        )
 
     def base(self, tile: OutputTile, step: ReductionStep, core: CoreConfig) -> int:
         """Address of the tile's weights. Cores of different arrays have their own copies, in their own order."""
-        key = (tile.group, tile.channels[0], step, core)
+        key = (tile.group, tile.channels[0], step, core.rows, core.cols)
         if key not in self.places:
             self.places[key] = self.space.allocate(self.blocks(tile, step, core).total_bytes)
         return self.places[key]
 
 
 def _chain_cycles(
-    shape: MatmulShape, tile: OutputTile, steps: Sequence[ReductionStep], core: CoreConfig, exact: bool
+    shape: MatmulShape, tile: OutputTile, steps: Sequence[ReductionStep], core: CoreConfig, mapping: Mapping
 ) -> int:
-    """Array cycles of all instructions of a chain."""
-    blocks = sum(len(weight_blocks(shape, tile.channels[1], step, core, exact, (1, 1)).shapes) for step in steps)
-    return blocks * pass_cycles(_groups(tile, core), core.rows)
+    """Cycles in which the array of `core` is busy with a chain."""
+    groups, array = _groups(tile, core, mapping), (core.rows, core.cols)
+    total = 0
+    for step in steps:
+        blocks = len(weight_blocks(shape, tile.channels[1], step, array, mapping.exact, (1, 1)).shapes)
+        total += tile_cycles(blocks, groups, core.rows, core.cols)
+    return total
 
 
-def _groups(tile: OutputTile, core: CoreConfig) -> RowGroups:
-    return group_rows(tile.images[1] * tile.rows[1], tile.cols[1], core.rows)
+def _groups(tile: OutputTile, core: CoreConfig, mapping: Mapping) -> RowGroups:
+    return group_rows(tile.images[1], tile.rows[1], tile.cols[1], (mapping.P, mapping.Q), core.rows)
 
 
 # -- instructions
@@ -288,7 +295,7 @@ class _Writer:
 
     def _tile(self, core_index: int, tile: OutputTile, step: ReductionStep, first: bool, last: bool) -> None:
         core, layer = self.chip.cores[core_index], self.plan.layer
-        groups = _groups(tile, core)
+        groups = _groups(tile, core, self.plan.mapping)
         blocks = self.weights.blocks(tile, step, core)
         window = self._load_window(tile, step)
         per_block, weight_entries, weight_bytes = self._load_weights(tile, step, core, blocks)
@@ -304,7 +311,7 @@ class _Writer:
             dst=Operand(0, acc=True),
             src_a=Operand(_X if window else _WEIGHTS),
             src_b=Operand(_WEIGHTS, (int(per_block), 0, 0)),
-            counts=(len(blocks.shapes), groups.rows, groups.columns),
+            counts=(len(blocks.shapes), groups.lines, groups.passes),
             size2=groups.size,
             preload="first",
         )
@@ -326,7 +333,7 @@ class _Writer:
         for other in residuals[1:]:
             self.builder.vector(dst=acc, src_a=acc, src_b=other, size1=Extent(0))
 
-    # -- loads; each returns the scratchpad bytes it fills
+    # -- loads; each returns the scratchpad bytes it fills (data only: whole requests matter in DRAM, not here)
 
     def _load_window(self, tile: OutputTile, step: ReductionStep) -> int:
         """The pixels of the input that the tile reads, clipped to the image."""
@@ -348,9 +355,8 @@ class _Writer:
         else:
             first += tile.images[0] * image
         levels = ((tile.images[1], image), (rows.count, rows.step * shape.in_cols), (cols.count, cols.step))
-        descriptor = x.region(first, levels, channel, channels)
-        self.builder.load(_X, descriptor)
-        return descriptor.requests * self.chip.request_bytes
+        self.builder.load(_X, x.region(first, levels, channel, channels))
+        return tile.images[1] * rows.count * cols.count * channels * self.chip.element_bytes
 
     def _load_weights(
         self, tile: OutputTile, step: ReductionStep, core: CoreConfig, blocks: WeightBlocks
@@ -363,27 +369,25 @@ class _Writer:
             pixels, channels = (out, reduction) if batched.transposed else (reduction, out)
             descriptor = batched.weights.region(first + pixels[0], ((pixels[1], 1),), channels[0], channels[1])
             self.builder.load(_WEIGHTS, descriptor)
-            return False, 1, descriptor.requests * request
+            return False, 1, pixels[1] * channels[1] * self.chip.element_bytes
         base = self.weights.base(tile, step, core)
         block_bytes = core.rows * core.cols * self.chip.element_bytes
         if block_bytes < FINE_BLOCK_BYTES or not 1 < len(blocks.shapes) <= MAX_WEIGHT_ENTRIES:
             self.builder.load(_WEIGHTS, Descriptor.contiguous(base, blocks.total_bytes, request))
-            return False, 1, blocks.total_bytes
+            return False, 1, blocks.macs_per_row * self.chip.element_bytes
         items: list[tuple[int, Descriptor]] = []
         block = base // request
         for index, size in enumerate(blocks.sizes_bytes):
             items.append((_WEIGHTS + index, Descriptor(block, size // request)))
             block += size // request
         self.builder.load_many(items)
-        return True, len(items), blocks.total_bytes
+        return True, len(items), blocks.macs_per_row * self.chip.element_bytes
 
     def _load_residuals(self, tile: OutputTile, entry: int) -> int:
-        total = 0
-        for index, layout in enumerate(self.plan.layer.residuals):
-            descriptor = self._output(layout, tile)
-            self.builder.load(entry + index, descriptor)
-            total += descriptor.requests * self.chip.request_bytes
-        return total
+        residuals = self.plan.layer.residuals
+        for index, layout in enumerate(residuals):
+            self.builder.load(entry + index, self._output(layout, tile))
+        return len(residuals) * tile.pixels * tile.channels[1] * self.chip.element_bytes
 
     # -- places
 
