@@ -88,9 +88,7 @@ def _run_points(
     runnable = [point for point in todo if point.digest in programs]
 
     def keep(index: int, result: SimResult) -> None:
-        point = runnable[index]
-        content = {**result.to_json(), "warnings": list(programs[point.digest].warnings)}
-        folder.append(point.digest, content)
+        folder.append(runnable[index].digest, result.to_json())
 
     def advance(progress: Progress) -> None:
         record.lane_cycles = progress.lane_cycles

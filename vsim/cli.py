@@ -95,7 +95,7 @@ def run(
 
     point = SimPoint(hw=hardware, program=program, compat=compat is not None, max_cycles=max_cycles, label=program.name)
     [result] = simulate([point], idle_skip=not no_idle_skip)
-    content = {"model": model, "hw": hardware.name, **result.to_json(), "warnings": list(program.warnings)}
+    content = {"model": model, "hw": hardware.name, **result.to_json()}
     if as_json:
         _print_json(content)
     else:
