@@ -105,7 +105,7 @@ def _diamond(group: Group, tensor: Tensor, users: list[Node], uses: dict[str, li
         node, current = first, tensor
         while node is not last:
             step = _step(group, node, current)
-            following = uses.get(node.outputs[0].name, [])
+            following = uses.get(node.outputs[0].name, []) if step is not None else []
             if step is None or step.operands or len(following) != 1:
                 break
             steps.append(Step(node, constants=step.constants))

@@ -27,7 +27,7 @@ from lowering.operators import (
     lrn_cost,
 )
 from lowering.program import Program
-from lowering.simplify import simplify
+from lowering.simplify import consumers, simplify
 from lowering.vector_layers import (
     CopyLayer,
     CopyPart,
@@ -41,6 +41,9 @@ from lowering.vector_layers import (
     emit_pool,
     emit_softmax,
 )
+
+ROW_MAJOR_READERS = frozenset({"MatMul", "Gemm", "Reshape", "LayerNormalization"})
+"""Operators that want their input as ONNX writes it."""
 
 
 class UnsupportedError(UserError):
@@ -73,7 +76,7 @@ def lower_graph(
         chip, ProgramBuilder(graph.name, chip.n_cores, chip.request_bytes), skip_unknown, mapping, graph.opset
     )
     for tensor in clean.inputs:
-        network.place(tensor, channels_last(4) if len(tensor.shape) == 4 else row_major(len(tensor.shape)))
+        network.place(tensor, input_order(tensor, clean))
     for group in fuse(clean):
         network.lower(group)
     return network.builder.build(network.warnings)
@@ -341,6 +344,26 @@ class _Network:
             Identity(node.name, node.op), goal, _concat_parts([self.in_order(t, order) for t in parts], goal, axis)
         )
         emit_copy(self.builder, layer, self.chip)
+
+
+def input_order(tensor: Tensor, graph: Graph) -> Order:
+    """How a graph input lies in memory: as the first operator that cares about the layout wants it.
+
+    Images are channels-last. When nothing decides, a tensor of rank 4 is taken for an image.
+    """
+    rank = len(tensor.shape)
+    uses = consumers(graph.nodes)
+    queue, seen = [tensor], {tensor.name}
+    while queue:
+        for node in uses.get(queue.pop(0).name, []):
+            if rank > 2 and (node.op in ("Conv", "LRN") or node.op in POOLS):
+                return channels_last(rank)
+            if node.op in ROW_MAJOR_READERS:
+                return row_major(rank)
+            fresh = [t for t in node.outputs if len(t.shape) == rank and t.name not in seen]
+            seen.update(t.name for t in fresh)
+            queue += fresh
+    return channels_last(rank) if rank == 4 else row_major(rank)
 
 
 def _concat_parts(sources: list[Layout], target: Layout, axis: int) -> tuple[CopyPart, ...]:
