@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from vsim.npu.fields import FAR, PAST, append, one_hot, pick
+from vsim.npu.fields import FAR, PAST, after, append, one_hot, pick, settle
 
 ACT, PRE, RD, WR, PREA, REF = range(6)
 N_COMMANDS = 6
@@ -187,7 +187,7 @@ def accept(params: DramParams, s: DramState, offer: Offer, room: Array) -> tuple
     c, _, q = s.key.shape
     slots = jnp.arange(q, dtype=jnp.int32)
     queued_write = slots < s.count[:, 1, None]
-    same_block = jnp.any(queued_write & (s.block[:, 1] == offer.block[:, None]), axis=1)
+    same_block = settle(jnp.any(queued_write & (s.block[:, 1] == offer.block[:, None]), axis=1).astype(jnp.int32)) > 0
     forwarded = offer.valid & ~offer.write & same_block
     capacity = jnp.stack([params.read_capacity, params.write_capacity])
     has_room = pick(s.count < capacity, offer.write.astype(jnp.int32))
@@ -283,8 +283,8 @@ def _push_pending(s: DramState, push: Array, depart: Array, meta: Array) -> Dram
 def _complete_read(s: DramState, on: Array) -> tuple[DramState, Array, Array]:
     """At most one read completes per tick, strictly in the order of issue."""
     head = s.pending_head & (s.pending_depart.shape[1] - 1)
-    done = on & (s.pending_count > 0) & (pick(s.pending_depart, head) <= s.clock)
-    meta = pick(s.pending_meta, head)
+    done = on & (s.pending_count > 0) & (settle(pick(s.pending_depart, head)) <= s.clock)
+    meta = settle(pick(s.pending_meta, head))
     return s.replace(pending_head=s.pending_head + done, pending_count=s.pending_count - done), done, meta
 
 
@@ -405,9 +405,10 @@ def _best_of_queue(params: DramParams, s: DramState, ready: Array, consult: Arra
     command = jnp.where(hit, jnp.where(write, WR, RD), jnp.where(closed, ACT, PRE))
     under_active = pick(s.active_arrival, its_bank) != FAR
     under_hits = (params.hit_first > 0) & jnp.any(row_hit & (bank == its_bank[:, None]) & (key != FAR), axis=1)
-    row = (pick(block, slot) >> params.row_shift) & params.row_mask
+    row = settle((pick(block, slot) >> params.row_shift) & params.row_mask)
     found = found & ~((command == PRE) & (under_active | under_hits))
-    return found, _Choice(found, command, its_bank, row, s.meta[at], s.arrival[at], write, found, slot)
+    meta, arrival = settle(s.meta[at]), settle(s.arrival[at])
+    return found, _Choice(found, command, its_bank, row, meta, arrival, write, found, slot)
 
 
 def _issue(params: DramParams, s: DramState, choice: _Choice) -> tuple[DramState, Array]:
@@ -443,12 +444,14 @@ def _move_requests(s: DramState, choice: _Choice, command: Array) -> DramState:
     kind = choice.is_write.astype(jnp.int32)
     last = pick(s.count, kind) - 1
     last_at = (channel, kind, jnp.maximum(last, 0))
-    moved_key = (s.key[last_at] & ~(MAX_QUEUE - 1)) | choice.slot
+    moved_key = (settle(s.key[last_at]) & ~(MAX_QUEUE - 1)) | choice.slot
+    moved_meta, moved_block, moved_arrival = settle(s.meta[last_at]), settle(s.block[last_at]), settle(s.arrival[last_at])
     # The last entry fills the hole; when the hole is the last slot both writes meet and FAR, written second, stands.
-    hole = (channel, jnp.where(leaves, kind, 2), choice.slot)
-    end = (channel, jnp.where(leaves, kind, 2), last)
+    gone = jnp.where(leaves, kind, 2)
+    for read in (choice.row, choice.meta, choice.arrival):
+        gone = after(read, gone, 2)
+    hole, end = (channel, gone, choice.slot), (channel, gone, last)
     marked = (channel, jnp.where(choice.from_queue & (command == PRE), kind, 2), choice.slot)
-    moved_meta, moved_block, moved_arrival = s.meta[last_at], s.block[last_at], s.arrival[last_at]
 
     at_bank = one_hot(jnp.where(choice.issued, choice.bank, -1), s.open_row.shape[1])
     closes = (at_bank & (command == PRE)[:, None]) | (command == PREA)[:, None]

@@ -26,3 +26,22 @@ def append(ring: Array, tail: Array, value: Array, push: Array) -> Array:
     size = ring.shape[1]
     position = jnp.where(push, tail & (size - 1), size)
     return ring.at[jnp.arange(ring.shape[0]), position].set(value, mode="drop")
+
+
+NEVER = -(2**31)
+"""A value that nothing settled ever has."""
+
+
+def settle(read: Array) -> Array:
+    """A value read from a large array that is written later in the step, made final here. read: int32[N].
+
+    XLA duplicates a cheap read into every later use of it, finds such a use after the write and then copies the whole
+    array in every step. A scatter is never fused into its users: they all share this one result. Let the write depend
+    on it with `after`; `lax.optimization_barrier` does not help, it is gone before copies are placed.
+    """
+    return jnp.zeros_like(read).at[jnp.arange(read.size)].set(read, unique_indices=True)
+
+
+def after(settled: Array, index: Array, nowhere: int) -> Array:
+    """The index of a write that must come after a settled read: `index` itself, in a form XLA cannot see through."""
+    return jnp.where(settled == NEVER, nowhere, index)

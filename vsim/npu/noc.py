@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vsim.npu import words
-from vsim.npu.fields import FAR, append, one_hot, pick
+from vsim.npu.fields import FAR, after, append, one_hot, pick, settle
 from vsim.npu.types import (
     STATUS_DESCRIPTORS,
     STATUS_INFLIGHT,
@@ -176,7 +176,7 @@ def _inject(
     core = jnp.arange(c, dtype=jnp.int32)[:, None]
     port = jnp.arange(p, dtype=jnp.int32)
     node = core * k + ((s.sequence[:, None] + port) & (k - 1))
-    free = s.link[node] == FREE
+    free = settle(s.link[node.reshape(-1)]).reshape(node.shape) == FREE
     wanted = on & burst.valid
     goes = wanted & (jnp.cumsum(~free, axis=1) == 0)
     status = jnp.int32(0) if shape.back_pressure else jnp.where(jnp.any(wanted & ~goes), STATUS_INFLIGHT, 0)
@@ -241,14 +241,16 @@ def offered(s: NocState) -> tuple[Array, Array, Array]:
 def take(s: NocState, taken: Array) -> NocState:
     """Remove the heads that the controllers took (bool[M]) and free their nodes."""
     node = jnp.maximum(s.out_head, 0)
-    following = s.link[node]
     nowhere = s.link.shape[0]
+    following = settle(s.link[node])
+    word = settle(s.meta[node])
+    freed = after(following, jnp.where(taken, node, nowhere), nowhere)
     empties = taken & (s.out_count == 1)
-    write = words.is_write(s.meta[node])
+    write = words.is_write(word)
     return s.replace(
         reads=s.reads + (taken & ~write),
         writes=s.writes + (taken & write),
-        link=s.link.at[jnp.where(taken, node, nowhere)].set(FREE, mode="drop"),
+        link=s.link.at[freed].set(FREE, mode="drop"),
         out_head=jnp.where(taken, jnp.where(empties, -1, following), s.out_head),
         out_tail=jnp.where(empties, -1, s.out_tail),
         out_count=s.out_count - taken,
@@ -311,9 +313,11 @@ def _move_requests(shape: NpuShape, s: NocState, on: Array) -> tuple[NocState, A
     node = jnp.max(jnp.where(chosen, s.head, -1), axis=0)
     is_last = jnp.any(chosen & (s.head == s.tail), axis=0)
     nowhere = s.link.shape[0]
-    following = jnp.where(is_last, -1, s.link[jnp.maximum(node, 0)])
+    linked = settle(s.link[jnp.maximum(node, 0)])
+    following = jnp.where(is_last, -1, linked)
 
-    link = s.link.at[jnp.where(moves & (s.out_tail >= 0), s.out_tail, nowhere)].set(node, mode="drop")
+    behind = jnp.where(moves & (s.out_tail >= 0), s.out_tail, nowhere)
+    link = s.link.at[after(linked, behind, nowhere)].set(node, mode="drop")
     link = link.at[jnp.where(moves, node, nowhere)].set(END, mode="drop")
     turn = s.turn + nearest + 1
     if shape.fixed_latency_dram:
