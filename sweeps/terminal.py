@@ -94,6 +94,8 @@ def print_summary(summary: SweepSummary, console: Console) -> None:
             f"{summary.simulated} points simulated in {summary.seconds:,.1f} s: "
             f"{summary.lane_cycles:,} lane-cycles, {speed:,.0f} a second"
         )
+    if good:
+        console.print(f"draw them with: vsim figures {summary.folder}")
     for label, status in summary.failed[:_MAX_FAILURES_SHOWN]:
         console.print(f"  {status}: {label}")
     if len(summary.failed) > _MAX_FAILURES_SHOWN:

@@ -21,7 +21,6 @@ from hwconfigs.errors import UserError
 from hwconfigs.load import load_hw, preset_names
 from hwconfigs.schema import HwConfig
 from vsim import cli_tables
-from vsim.jax_pins import JaxVersionError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -91,10 +90,16 @@ def run(
     from lowering import lower
 
     program = lower(model, hardware, batch=batch, dims=sizes, compat=compat and compat.value, skip_unknown=skip_unknown)
-    from vsim.api import SimPoint, simulate
+    from vsim.api import Progress, SimPoint, simulate
 
     point = SimPoint(hw=hardware, program=program, compat=compat is not None, max_cycles=max_cycles, label=program.name)
-    [result] = simulate([point], idle_skip=not no_idle_skip)
+    with cli_tables.stderr().status("compiling") as status:
+
+        def advance(progress: Progress) -> None:
+            speed = progress.lane_cycles / max(progress.seconds, 1e-9)
+            status.update(f"simulating: {progress.lane_cycles:,} cycles, {speed:,.0f} a second")
+
+        [result] = simulate([point], on_progress=advance, idle_skip=not no_idle_skip)
     content = {"model": model, "hw": hardware.name, **result.to_json()}
     if as_json:
         _print_json(content)
@@ -253,7 +258,7 @@ def _guarded(command: Callable[[], Any]) -> int:
         code = command()
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except (UserError, JaxVersionError) as error:
+    except UserError as error:
         return _fail(str(error))
     except typer.TyperException as error:
         return _fail(_usage(error))
