@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
 
-from sweeps.points import Expansion, vsim_version
+from sweeps.identity import git_revision, versions
+from sweeps.points import Expansion
 from sweeps.spec import LoadedSpec
 from sweeps.store import MANIFEST, ResultFolder, read_manifest
 
@@ -42,7 +40,7 @@ class RunRecord:
             "seconds": round(time.perf_counter() - self._clock, 3),
             "points_finished": len(self.folder.results) - self._finished_before,
             "lane_cycles": self.lane_cycles,
-            "versions": _versions(),
+            "versions": versions(),
             "git_revision": self._revision,
             "platform": platform.platform(),
         }
@@ -68,27 +66,6 @@ class RunRecord:
                 "runs": [*self._earlier_runs, run],
             }
         )
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "onnx")}
-    return {"vsim": vsim_version(), "python": platform.python_version(), **packages}
-
-
-def git_revision() -> str | None:
-    """Return the git revision of the vsim source, with ``-dirty`` when it was changed; None outside a checkout."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    # An installed copy may lie inside somebody else's repository, whose revision says nothing about vsim.
-    tracked = git("ls-files", "--error-unmatch", Path(__file__).name) is not None
-    return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if tracked else None
 
 
 def _now() -> str:

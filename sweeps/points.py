@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from hwconfigs.load import load_hw
 from hwconfigs.schema import HwConfig, dotted_keys
 from lowering.models import resolve
 from sweeps.expressions import Scalar
+from sweeps.identity import simulator_digest
 from sweeps.spec import Axis, LoadedSpec
 
 MAX_POINTS = 1_000_000
@@ -30,7 +30,7 @@ class Point:
     """One simulation of the sweep.
 
     values: the swept and derived keys of this point, in the order of the file; digest: hash of the model file, the
-    hardware, the options and the version of vsim, which together decide the result.
+    hardware, the options and the simulator's source, which together decide the result.
     """
 
     index: int
@@ -146,7 +146,7 @@ class _PointBuilder:
             "skip_unknown": spec.skip_unknown,
             "max_cycles": spec.max_cycles,
         }
-        content = {"model": self._model_digest(model), "hw": hardware_content(hw), "vsim": vsim_version()}
+        content = {"model": self._model_digest(model), "hw": hardware_content(hw), "simulator": simulator_digest()}
         return Point(index, values, model, self._model_paths[model], hw=hw, digest=_digest({**job, **content}), **job)
 
     def _hardware(self, values: Mapping[str, Scalar]) -> HwConfig:
@@ -237,11 +237,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves
-
-
-def vsim_version() -> str:
-    """Return the installed version of vsim, which moves whenever results may."""
-    return metadata.version("vsim")
 
 
 def _digest(content: Mapping[str, Any]) -> str:
