@@ -124,6 +124,10 @@ def is_channel_constant(tensor: Tensor, result: Tensor, head: Node) -> bool:
     if tensor.elements == 1:
         return True
     rank = len(result.shape)
-    channel = 1 if head.op not in ("MatMul", "Gemm") and rank > 2 else rank - 1
+    if head.op in ("Conv", "BatchNormalization"):
+        channels = (1,)
+    else:
+        channels = (rank - 1,) if head.op in MATRIX else (1, rank - 1)
     padded = (1,) * (rank - len(tensor.shape)) + tensor.shape
-    return all(size == (result.shape[axis] if axis == channel else 1) for axis, size in enumerate(padded))
+    wide = [axis for axis, size in enumerate(padded) if size > 1]
+    return len(wide) == 1 and wide[0] in channels and padded[wide[0]] == result.shape[wide[0]]

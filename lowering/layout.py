@@ -79,12 +79,6 @@ class Layout:
         """Bytes of the tensor with its padding."""
         return self.pixels * self.pitch_bytes
 
-    def channel_bytes(self, channels: int) -> int:
-        """Bytes that `channels` <= self.channels elements of one pixel occupy in whole requests, at most."""
-        if channels == self.channels:
-            return self.pitch_bytes
-        return (math.ceil(channels * self.element_bytes / self.request_bytes) + 1) * self.request_bytes
-
     def region(
         self, first_pixel: int, levels: Sequence[tuple[int, int]], first_channel: int, channels: int
     ) -> Descriptor:

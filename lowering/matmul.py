@@ -20,21 +20,21 @@ from lowering.balance import balance
 from lowering.chip import Chip
 from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
 from lowering.layout import Layout
+from lowering.mapper import Budget, choose_mapping, granules
 from lowering.mapping import (
     ACCUMULATOR_BYTES,
-    MAX_WEIGHT_ENTRIES,
-    Budget,
     Mapping,
     MappingError,
     MatmulShape,
-    choose_mapping,
     diagonal_groups,
-    granules,
     kernel_positions,
     ranges,
 )
 from lowering.operators import Cost, latency
 from lowering.program import LayerInfo
+
+MAX_WEIGHT_ENTRIES = 480
+"""Scratchpad entries for weight blocks in one tile."""
 
 FINE_BLOCK_BYTES = 4096
 """Weight blocks of at least this size are loaded one by one, so that computing starts with the first; smaller ones

@@ -342,11 +342,11 @@ def _pool_fits(layer: PoolLayer, cut: _PoolCut, chip: Chip) -> bool:
 
 
 def _pool_bytes(layer: PoolLayer, cut: _PoolCut) -> int:
-    """Scratchpad bytes of a tile, at most: its window and its results."""
+    """Scratchpad bytes of an unclipped tile: its window and its results."""
     rows = (cut.rows - 1) * layer.stride[0] + (cut.kernel_rows - 1) * layer.dilation[0] + 1
     cols = (cut.cols - 1) * layer.stride[1] + (layer.kernel[1] - 1) * layer.dilation[1] + 1
-    window = min(rows, layer.in_size[0]) * min(cols, layer.in_size[1]) * layer.x.channel_bytes(cut.channels)
-    return window + cut.rows * cut.cols * layer.y.channel_bytes(cut.channels)
+    window = min(rows, layer.in_size[0]) * min(cols, layer.in_size[1])
+    return (window + cut.rows * cut.cols) * cut.channels * layer.x.element_bytes
 
 
 def _halvings(size: int, granule: int) -> list[int]:
