@@ -1,7 +1,7 @@
 """The batch engine: many lanes of one machine model as one JAX program, advanced in chunks. Knows no model by name.
 
-A machine gives a step, a test of life and a rebase, each for one lane. The engine keeps `width` lanes on the device; a
-chunk is one `while_loop` over the vmapped step (never a vmapped loop: that would copy the whole carry every iteration).
+A machine gives a step, a test of life and a rebase. The engine keeps `width` lanes on the device; a
+chunk is one `while_loop` over the step of all lanes (never a vmapped loop: that would copy the whole carry every iteration).
 Between chunks the host harvests the lanes that ended and refills their places, longest estimate first.
 """
 
@@ -22,14 +22,17 @@ CHUNK_ITERATIONS = 4096
 
 
 class Machine(Protocol, Hashable):
-    """A machine model with its static shape. Equal machines share compiled code."""
+    """A machine model with its static shape. Equal machines share compiled code.
+
+    Every method is for one lane, except `step`, so that a step can do rare work for the whole batch under one `cond`.
+    """
 
     def init(self, shared: Any, params: Any, lane: Any) -> Any:
         """State of one lane before its first step; `lane` is the lane's own input (a small pytree)."""
         ...
 
     def step(self, shared: Any, params: Any, state: Any) -> Any:
-        """Advance one lane; a lane that has ended must not change."""
+        """Advance every lane of a batch (leading axis); a lane that has ended must not change."""
         ...
 
     def alive(self, state: Any) -> Array:
@@ -71,7 +74,7 @@ def _compile(machine: Machine) -> _Compiled:
     def advance(shared: Any, params: Any, state: Any, iterations: int) -> tuple[Any, Array, Array]:
         def body(carry: tuple[Array, Any]) -> tuple[Array, Any]:
             count, state = carry
-            return count + 1, jax.vmap(partial(machine.step, shared))(params, state)
+            return count + 1, machine.step(shared, params, state)
 
         def going(carry: tuple[Array, Any]) -> Array:
             count, state = carry

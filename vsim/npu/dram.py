@@ -28,6 +28,10 @@ MAX_QUEUE = 1 << SLOT_BITS
 MAX_ORDER = 1 << (31 - SLOT_BITS - 1)
 """Bit 30 stays free for the row-hit class; `rebase` brings the order back below this bound between chunks."""
 
+BANK_BITS = 10
+BANK_MASK = (1 << BANK_BITS) - 1
+ROW_HIT = 1 << 30
+
 STATUS_PENDING = 1
 STATUS_ORDER = 2
 
@@ -87,6 +91,8 @@ class DramState:
     """int32[C, 2, Q], see SLOT_BITS; FAR in a free slot."""
     block: Array
     """int32[C, 2, Q], in-channel block number."""
+    place: Array
+    """int32[C, 2, Q], row_hit << 30 | row << BANK_BITS | bank; row_hit says that the bank has this row open."""
     meta: Array
     """int32[C, 2, Q], the caller's word << 1 | row statistics already counted."""
     arrival: Array
@@ -166,7 +172,7 @@ def init(shape: DramShape, params: DramParams) -> DramState:
         return jnp.full(dims, PAST, jnp.int32)
 
     return DramState(
-        clock=zeros(), key=jnp.full((c, 2, q), FAR, jnp.int32), block=zeros(c, 2, q), meta=zeros(c, 2, q),
+        clock=zeros(), key=jnp.full((c, 2, q), FAR, jnp.int32), block=zeros(c, 2, q), place=zeros(c, 2, q), meta=zeros(c, 2, q),
         arrival=zeros(c, 2, q), count=zeros(c, 2), order=zeros(c, 2),
         active_arrival=jnp.full((c, b), FAR, jnp.int32), active_meta=zeros(c, b), open_row=jnp.full((c, b), -1, jnp.int32),
         ready_channel=past(c, N_COMMANDS), ready_rank=past(c, shape.ranks, N_COMMANDS),
@@ -204,6 +210,7 @@ def accept(params: DramParams, s: DramState, offer: Offer, room: Array) -> tuple
     s = s.replace(
         key=s.key.at[at].set((order << SLOT_BITS) | slot, mode="drop"),
         block=s.block.at[at].set(offer.block, mode="drop"),
+        place=s.place.at[at].set(_place_of(params, s, offer.block), mode="drop"),
         meta=s.meta.at[at].set(offer.meta << 1, mode="drop"),
         arrival=s.arrival.at[at].set(s.clock, mode="drop"),
         count=s.count + took,
@@ -368,46 +375,64 @@ def _update_write_mode(params: DramParams, s: DramState, consult: Array) -> Dram
     return s.replace(write_mode=jnp.where(consult, jnp.where(s.write_mode, ~leave, enter), s.write_mode))
 
 
-def _bank_of(params: DramParams, s: DramState, block: Array) -> Array:
-    """Flat bank number of in-channel block numbers."""
+def _place_of(params: DramParams, s: DramState, block: Array) -> Array:
+    """Place words (see `DramState.place`) of in-channel block numbers, one per channel."""
     ranks, groups, banks = s.ready_rank.shape[1], s.ready_group.shape[1], s.ready_bank.shape[1]
     rank = (block >> params.rank_shift) & (ranks - 1)
     group = (block >> params.group_shift) & (groups // ranks - 1)
     bank = (block >> params.bank_shift) & (banks // groups - 1)
-    return rank + group * ranks + bank * groups
+    flat = rank + group * ranks + bank * groups
+    row = (block >> params.row_shift) & params.row_mask
+    hit = pick(s.open_row, flat) == row
+    return jnp.where(hit, ROW_HIT, 0) | (row << BANK_BITS) | flat
+
+
+def _bit_per_bank(flags: Array) -> Array:
+    """bool[C, banks] -> uint32[C, words]: bank b is bit b % 32 of word b // 32."""
+    c, banks = flags.shape
+    width = min(banks, 32)
+    bits = flags.reshape(c, banks // width, width).astype(jnp.uint32) << jnp.arange(width, dtype=jnp.uint32)
+    return jnp.sum(bits, axis=2, dtype=jnp.uint32)
+
+
+def _bit_of(masks: Array, bank: Array) -> Array:
+    """bool[C, Q]: the bits of banks int32[C, Q] in uint32[C, words]."""
+    word = masks[:, :1]
+    for index in range(1, masks.shape[1]):
+        word = jnp.where(bank >> 5 == index, masks[:, index : index + 1], word)
+    return (word >> (bank & 31).astype(jnp.uint32)) & 1 != 0
 
 
 def _best_of_queue(params: DramParams, s: DramState, ready: Array, consult: Array) -> tuple[Array, _Choice]:
-    """The oldest entry of the current queue whose next command is ready (with hit_first: the oldest ready hit)."""
+    """The oldest entry of the current queue whose next command is ready (with hit_first: the oldest ready hit).
+
+    Readiness is a property of the bank: one bit per bank for row hits, one for all others (ACT where the bank is
+    closed, PRE where it is open).
+    """
     write = s.write_mode
     key = jnp.where(write[:, None], s.key[:, 1], s.key[:, 0])
-    block = jnp.where(write[:, None], s.block[:, 1], s.block[:, 0])
+    place = jnp.where(write[:, None], s.place[:, 1], s.place[:, 0])
     access_ready = jnp.where(write[:, None], ready[:, :, WR], ready[:, :, RD])
-    is_open = s.open_row >= 0
-    other_ready = jnp.where(is_open, ready[:, :, PRE], ready[:, :, ACT])
-    bank_word = (s.open_row << 2) | (access_ready.astype(jnp.int32) << 1) | other_ready
-    bank = _bank_of(params, s, block)
-    word = jnp.take_along_axis(bank_word, bank, axis=1)
-    row_hit = (word >> 2) == ((block >> params.row_shift) & params.row_mask)
-    can = jnp.where(row_hit, word & 2, word & 1) != 0
+    other_ready = jnp.where(s.open_row >= 0, ready[:, :, PRE], ready[:, :, ACT])
+    bank = place & BANK_MASK
+    row_hit = (place & ROW_HIT) != 0
+    can = jnp.where(row_hit, _bit_of(_bit_per_bank(access_ready), bank), _bit_of(_bit_per_bank(other_ready), bank))
     later = jnp.where(row_hit, 0, params.hit_first << 30)
     best = jnp.min(jnp.where(can, key | later, FAR), axis=1)
 
-    slot = best & (MAX_QUEUE - 1)
     found = consult & (best != FAR)
-    slot = jnp.where(found, slot, 0)
+    slot = jnp.where(found, best & (MAX_QUEUE - 1), 0)
     kind = write.astype(jnp.int32)
-    channel = jnp.arange(key.shape[0])
-    at = (channel, kind, slot)
-    its_bank = pick(bank, slot)
-    hit = pick(row_hit, slot)
+    at = (jnp.arange(key.shape[0]), kind, slot)
+    its_place, meta, arrival = settle(s.place[at]), settle(s.meta[at]), settle(s.arrival[at])
+    its_bank = its_place & BANK_MASK
+    hit = (its_place & ROW_HIT) != 0
     closed = pick(s.open_row, its_bank) < 0
     command = jnp.where(hit, jnp.where(write, WR, RD), jnp.where(closed, ACT, PRE))
     under_active = pick(s.active_arrival, its_bank) != FAR
     under_hits = (params.hit_first > 0) & jnp.any(row_hit & (bank == its_bank[:, None]) & (key != FAR), axis=1)
-    row = settle((pick(block, slot) >> params.row_shift) & params.row_mask)
     found = found & ~((command == PRE) & (under_active | under_hits))
-    meta, arrival = settle(s.meta[at]), settle(s.arrival[at])
+    row = (its_place & ~ROW_HIT) >> BANK_BITS
     return found, _Choice(found, command, its_bank, row, meta, arrival, write, found, slot)
 
 
@@ -445,20 +470,23 @@ def _move_requests(s: DramState, choice: _Choice, command: Array) -> DramState:
     last = pick(s.count, kind) - 1
     last_at = (channel, kind, jnp.maximum(last, 0))
     moved_key = (settle(s.key[last_at]) & ~(MAX_QUEUE - 1)) | choice.slot
-    moved_meta, moved_block, moved_arrival = settle(s.meta[last_at]), settle(s.block[last_at]), settle(s.arrival[last_at])
+    moved_meta, moved_arrival = settle(s.meta[last_at]), settle(s.arrival[last_at])
+    moved_block, moved_place = settle(s.block[last_at]), settle(s.place[last_at])
     # The last entry fills the hole; when the hole is the last slot both writes meet and FAR, written second, stands.
     gone = jnp.where(leaves, kind, 2)
-    for read in (choice.row, choice.meta, choice.arrival):
+    for read in (choice.row, choice.meta, choice.arrival, moved_place):
         gone = after(read, gone, 2)
     hole, end = (channel, gone, choice.slot), (channel, gone, last)
     marked = (channel, jnp.where(choice.from_queue & (command == PRE), kind, 2), choice.slot)
 
     at_bank = one_hot(jnp.where(choice.issued, choice.bank, -1), s.open_row.shape[1])
     closes = (at_bank & (command == PRE)[:, None]) | (command == PREA)[:, None]
+    place = s.place.at[hole].set(moved_place, mode="drop")
     return s.replace(
         key=s.key.at[hole].set(moved_key, mode="drop").at[end].set(FAR, mode="drop"),
         meta=s.meta.at[hole].set(moved_meta, mode="drop").at[marked].set(choice.meta | 1, mode="drop"),
         block=s.block.at[hole].set(moved_block, mode="drop"),
+        place=_update_hits(place, choice, command),
         arrival=s.arrival.at[hole].set(moved_arrival, mode="drop"),
         count=s.count - one_hot(jnp.where(leaves, kind, 2), 2),
         open_row=jnp.where(closes, -1, jnp.where(at_bank & opens[:, None], choice.row[:, None], s.open_row)),
@@ -471,6 +499,19 @@ def _move_requests(s: DramState, choice: _Choice, command: Array) -> DramState:
             at_bank & opens[:, None], ((choice.meta >> 1 << 1) | choice.is_write)[:, None], s.active_meta
         ),
     )
+
+
+def _update_hits(place: Array, choice: _Choice, command: Array) -> Array:
+    """After a row command, the queued requests to that bank (PREA: to all banks) hit or no longer hit."""
+
+    def wide(values: Array) -> Array:
+        return values[:, None, None]
+
+    touched = (place & BANK_MASK) == wide(jnp.where((command == ACT) | (command == PRE), choice.bank, -1))
+    touched |= wide(command == PREA)
+    opened = wide(jnp.where(command == ACT, (choice.row << BANK_BITS) | choice.bank, -1))
+    without = place & ~ROW_HIT
+    return jnp.where(touched, jnp.where(without == opened, without | ROW_HIT, without), place)
 
 
 def _update_timing(params: DramParams, s: DramState, choice: _Choice, command: Array) -> DramState:

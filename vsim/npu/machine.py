@@ -23,7 +23,7 @@ class NpuMachine:
         return state.init(self.shape, params, shared, lane)
 
     def step(self, shared: ProgramTables, params: NpuParams, state: NpuState) -> NpuState:
-        """Up to one tick of each clock domain."""
+        """Up to one tick of each clock domain, in every lane."""
         return step(self.shape, params, shared, state)
 
     def alive(self, state: NpuState) -> Array:

@@ -188,7 +188,7 @@ def _inject(
     cursor = jnp.where(used > 0, count - before, s.cursor + count)
 
     flat_node, flat_goes = node.reshape(-1), goes.reshape(-1)
-    into = one_hot(channel_of(burst.block, m).reshape(-1), m) & flat_goes[:, None]
+    into = one_hot(settle(jnp.where(flat_goes, channel_of(burst.block.reshape(-1), m), -1)), m)
     was_empty = s.head < 0
     behind = jnp.max(jnp.where(into, s.tail, -1), axis=1)
     nowhere = c * k

@@ -7,9 +7,12 @@ runs if its domain's next tick is the earliest of all, which each stage decides 
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from vsim.npu import core, dispatch, dram, noc, words
 from vsim.npu.fields import FAR
@@ -28,7 +31,22 @@ FAR_PS = 2**30
 
 
 def step(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState) -> NpuState:
-    """Advance one lane. A lane that is done, or has a status, does not change."""
+    """Advance every lane (leading axis of params and s). A lane that is done, or has a status, does not change."""
+    s = jax.vmap(partial(_tick_domains, shape), in_axes=(0, None, 0))(params, program, s)
+    with jax.named_scope("clocks"):
+        # Rarely can any lane skip while the memory system is busy, and to know how far costs as much as a DRAM tick.
+        may_skip = jax.vmap(_may_skip)(params, s)
+        zeros = jnp.zeros_like(s.status)
+        skips = lax.cond(
+            jnp.any(may_skip),
+            lambda: jax.vmap(partial(_find_skip, shape))(params, s, may_skip),
+            lambda: _Skip(zeros, zeros, zeros, jnp.zeros_like(may_skip)),
+        )
+        return jax.vmap(_skip_idle)(params, s, skips)
+
+
+def _tick_domains(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState) -> NpuState:
+    """The three stages of one lane."""
     alive = ~s.done & (s.status == 0)
     s = s.replace(iterations=s.iterations + alive)
     with jax.named_scope("core"):
@@ -39,8 +57,7 @@ def step(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState
     s = _finish(params, program, s)
     with jax.named_scope("dram"):
         s = _dram_stage(shape, params, s, alive & ~s.done & _is_next(s, DRAM))
-    with jax.named_scope("clocks"):
-        return _skip_idle(shape, params, s, alive & ~s.done)
+    return s
 
 
 def _is_next(s: NpuState, domain: int) -> Array:
@@ -167,43 +184,60 @@ def _ticks_until(event: Array, now: Array, period_ps: Array) -> Array:
     return jnp.where(ticks < FAR_PS // period_ps, ticks * period_ps, FAR_PS)
 
 
-def _skip_idle(shape: NpuShape, params: NpuParams, s: NpuState, alive: Array) -> NpuState:
-    """Jump the clocks over ticks in which nothing changes, then make the earliest clock the origin of time.
+class _Skip(NamedTuple):
+    """Ticks of each domain to jump over, int32[]; dead bool[]: nothing will ever change again."""
+
+    core: Array
+    noc: Array
+    dram: Array
+    dead: Array
+
+
+def _may_skip(params: NpuParams, s: NpuState) -> Array:
+    """bool[]: cores and NoC are quiet. While either works, it ticks in about every iteration: nothing to gain."""
+    return ~s.done & (s.status == 0) & s.core_quiet & s.noc_quiet & (params.idle_skip > 0)
+
+
+def _find_skip(shape: NpuShape, params: NpuParams, s: NpuState, may_skip: Array) -> _Skip:
+    """How many ticks of each domain change nothing.
 
     A quiet domain changes at its own next event at the earliest; a domain that is not quiet at its next tick. Before
     the earliest of those, `horizon`, every tick of every domain is a repetition.
     """
     core_wait = _ticks_until(_next_core_event(s), s.core.now, params.core_period_ps)
     noc_wait = _ticks_until(_next_noc_event(s), s.noc.now, params.noc_period_ps)
-    dram_wait = _ticks_until(_next_dram_event(shape, s), s.dram.clock, params.dram_period_ps)
-    waits = [
-        (s.core_time, s.core_quiet, core_wait),
-        (s.noc_time, s.noc_quiet, noc_wait),
-        (s.dram_time, s.dram_quiet, dram_wait),
-    ]
-    events = [time + jnp.where(quiet, wait, 0) for time, quiet, wait in waits]
-    horizon = jnp.minimum(jnp.minimum(events[0], events[1]), events[2])
-    all_quiet = s.core_quiet & s.noc_quiet & s.dram_quiet
+    dram_wait = jnp.where(
+        s.dram_quiet, _ticks_until(_next_dram_event(shape, s), s.dram.clock, params.dram_period_ps), 0
+    )
+    waits = [(s.core_time, core_wait), (s.noc_time, noc_wait), (s.dram_time, dram_wait)]
+    horizon = jnp.min(jnp.stack([time + wait for time, wait in waits]))
     waits_for_memory = dram.has_work(s.dram) | jnp.any(s.noc.wrapped > 0)
-    dead = alive & all_quiet & (core_wait >= FAR_PS) & (noc_wait >= FAR_PS) & ~waits_for_memory
+    ever = (core_wait < FAR_PS) | (noc_wait < FAR_PS) | waits_for_memory
+    dead = may_skip & s.dram_quiet & ~ever & jnp.all(s.core.finished == 0)
+    skip = may_skip & ~dead
+    return _Skip(
+        core=_ticks_before(horizon, s.core_time, params.core_period_ps, skip),
+        noc=_ticks_before(horizon, s.noc_time, params.noc_period_ps, skip),
+        dram=_ticks_before(horizon, s.dram_time, params.dram_period_ps, skip),
+        dead=dead,
+    )
 
-    skip = alive & (params.idle_skip > 0) & ~dead
-    core_ticks = _ticks_before(horizon, s.core_time, params.core_period_ps, skip)
-    noc_ticks = _ticks_before(horizon, s.noc_time, params.noc_period_ps, skip)
-    dram_ticks = _ticks_before(horizon, s.dram_time, params.dram_period_ps, skip)
-    cores = core.add_activity(s.core, core_ticks)
-    core_time = s.core_time + core_ticks * params.core_period_ps
-    noc_time = s.noc_time + noc_ticks * params.noc_period_ps
-    dram_time = s.dram_time + dram_ticks * params.dram_period_ps
+
+def _skip_idle(params: NpuParams, s: NpuState, skip: _Skip) -> NpuState:
+    """Jump the clocks, then make the earliest clock the origin of time."""
+    cores = core.add_activity(s.core, skip.core)
+    core_time = s.core_time + skip.core * params.core_period_ps
+    noc_time = s.noc_time + skip.noc * params.noc_period_ps
+    dram_time = s.dram_time + skip.dram * params.dram_period_ps
     origin = jnp.minimum(jnp.minimum(core_time, noc_time), dram_time)
     return s.replace(
-        core=cores.replace(now=cores.now + core_ticks),
-        noc=s.noc.replace(now=s.noc.now + noc_ticks),
-        dram=s.dram.replace(clock=s.dram.clock + dram_ticks),
+        core=cores.replace(now=cores.now + skip.core),
+        noc=s.noc.replace(now=s.noc.now + skip.noc),
+        dram=s.dram.replace(clock=s.dram.clock + skip.dram),
         core_time=core_time - origin,
         noc_time=noc_time - origin,
         dram_time=dram_time - origin,
-        status=s.status | jnp.where(dead, STATUS_DEADLOCK, 0),
+        status=s.status | jnp.where(skip.dead, STATUS_DEADLOCK, 0),
     )
 
 
