@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hwconfigs.schema import CoreConfig
 from lowering.emit import Extent
 from lowering.systolic_rules import conv_stream_axis, pass_occupancy
 
@@ -42,10 +43,16 @@ def group_rows(images: int, rows: int, cols: int, nominal: tuple[int, int], arra
     return RowGroups(images * lines, passes, Extent(size, length - (passes - 1) * size))
 
 
-def tile_cycles(weight_blocks: int, groups: RowGroups, array_rows: int, array_cols: int) -> int:
-    """`systolic_rules.tile_busy_cycles` of a tile with these passes over each of its weight blocks."""
-    full = pass_occupancy(groups.size.size, False, array_rows)
-    last = pass_occupancy(groups.size.final, False, array_rows)
+def tile_cycles(weight_blocks: int, groups: RowGroups, core: CoreConfig) -> int:
+    """Cycles that a tile with these passes over each of its weight blocks occupies the array of `core`.
+
+    Where the core drains between tiles this is `systolic_rules.tile_busy_cycles`: the first preload and the skew of
+    the last pass count. Elsewhere tiles follow one another like weight blocks: every preload hides behind the last pass
+    before it, which then takes at least `core.rows` cycles.
+    """
+    full = pass_occupancy(groups.size.size, False, core.rows)
+    last = pass_occupancy(groups.size.final, False, core.rows)
     block = groups.lines * ((groups.passes - 1) * full + last)
-    exposed = pass_occupancy(groups.size.final, True, array_rows) - last
-    return weight_blocks * (block + exposed) - exposed + 2 * array_rows + array_cols - 2
+    exposed = pass_occupancy(groups.size.final, True, core.rows) - last
+    burst = 2 * core.rows + core.cols - 2 - exposed if core.drains_between_tiles else 0
+    return weight_blocks * (block + exposed) + burst

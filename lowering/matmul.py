@@ -147,6 +147,7 @@ def plan_matmul(layer: MatmulLayer, chip: Chip, mapping: Mapping | None = None) 
         request_bytes=chip.request_bytes,
         in_pitch_bytes=layer.x.pitch_bytes,
         residual_bytes=len(layer.residuals) * chip.element_bytes,
+        drains=any(core.drains_between_tiles for core in chip.cores),
     )
     try:
         inner = mapping or choose_mapping(shape, budget)
@@ -264,7 +265,7 @@ def _chain_cycles(
     total = 0
     for step in steps:
         blocks = len(weight_blocks(shape, tile.channels[1], step, array, mapping.exact, (1, 1)).shapes)
-        total += tile_cycles(blocks, groups, core.rows, core.cols)
+        total += tile_cycles(blocks, groups, core)
     return total
 
 

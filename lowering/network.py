@@ -211,6 +211,7 @@ class _Network:
             tuple(index * a[-2] for index in _batch_indices(a[:-2], lead)),
             tuple(index * b[-2] for index in _batch_indices(b[:-2], lead)),
             tuple(index * a[-2] for index in range(batch)),
+            transposed=len(right.shape) == 1,
         )
         return self._finish(group, _product(batch, a[-2], a[-1], b[-1]), x, order, False, batched)
 
@@ -230,6 +231,11 @@ class _Network:
         operands = [*extra, *(tensor for step in rest for tensor in step.operands)]
         residuals = tuple(self.in_order(tensor, order) for tensor in operands)
         y = self.place(group.output, order).layout
+        columns = shape.out_channels * (1 if batched is not None else shape.groups)
+        if y.channels != columns:
+            # A product with a vector: ONNX drops the dimension of size 1.
+            matrix = (y.pixels * y.channels // columns, columns)
+            y = Layout.of(matrix, (0, 1), y.element_bytes, y.request_bytes, y.base_byte)
         return MatmulLayer(
             name=group.head.name,
             op=group.head.op,

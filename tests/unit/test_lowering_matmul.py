@@ -14,18 +14,24 @@ from hypothesis import strategies as st
 
 from hwconfigs.schema import CoreConfig
 from lowering.address_space import AddressSpace
+from lowering.array_timing import group_rows, tile_cycles
 from lowering.chip import Chip
 from lowering.emit import ProgramBuilder, expand
 from lowering.layout import Layout
 from lowering.mapping import Mapping, MappingError, MatmulShape, parse_mapping
 from lowering.matmul import MatmulLayer, Plan, emit_matmul, input_lines, plan_matmul
 from lowering.program import Op, Program
+from lowering.systolic_rules import conv_passes, conv_stream_axis, pass_occupancy, tile_busy_cycles
 
 REQUEST = 32
 
 
-def make_chip(side: int = 8, spad_kib: int = 64, acc_kib: int = 16, n_cores: int = 4, element: int = 2) -> Chip:
-    core = CoreConfig(rows=side, cols=side, spad_kib=spad_kib, acc_kib=acc_kib, vector_bits=2048)
+def make_chip(
+    side: int = 8, spad_kib: int = 64, acc_kib: int = 16, n_cores: int = 4, element: int = 2, drains: bool = False
+) -> Chip:
+    core = CoreConfig(
+        rows=side, cols=side, spad_kib=spad_kib, acc_kib=acc_kib, vector_bits=2048, drains_between_tiles=drains
+    )
     return Chip((core,) * n_cores, element, REQUEST)
 
 
@@ -330,6 +336,26 @@ def test_mapping_lines() -> None:
             parse_mapping(bad)
 
 
+@given(
+    blocks=st.integers(1, 5),
+    images=st.integers(1, 2),
+    rows=st.integers(1, 20),
+    cols=st.integers(1, 20),
+    side=st.sampled_from([4, 8, 16]),
+)
+def test_closed_forms_of_the_array_are_the_sum_over_passes(
+    blocks: int, images: int, rows: int, cols: int, side: int
+) -> None:
+    passes = conv_passes(rows, cols, conv_stream_axis(rows, cols), side) * images
+    core = make_chip(side=side).cores[0]
+    groups = group_rows(images, rows, cols, (rows, cols), side)
+    assert groups.streamed == sum(passes)
+    every = sum(pass_occupancy(size, False, side) for size in passes[:-1]) + pass_occupancy(passes[-1], True, side)
+    assert tile_cycles(blocks, groups, core) == blocks * every
+    draining = make_chip(side=side, drains=True).cores[0]
+    assert tile_cycles(blocks, groups, draining) == tile_busy_cycles(blocks, passes, side, side)
+
+
 RTL_FILE = Path(__file__).parent.parent / "data" / "gemmini_rtl.json"
 
 
@@ -348,7 +374,7 @@ def test_array_cycles_with_given_mappings_are_those_of_gemmini() -> None:
     errors = []
     for case in json.loads(RTL_FILE.read_text())["cases"]:
         spad = 64 if " P" not in case["mapping"] else 96
-        chip = make_chip(side=8, spad_kib=spad, n_cores=1, element=1)
+        chip = make_chip(side=8, spad_kib=spad, n_cores=1, element=1, drains=True)
         layer, space = rtl_layer(case, chip)
         program, _ = build(layer, space, chip, parse_mapping(case["mapping"]))
         errors.append(abs(program.layers[0].systolic_cycles / case["gemmini_rtl_cycles"] - 1))

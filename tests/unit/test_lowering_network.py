@@ -365,6 +365,36 @@ def test_matrix_products_of_any_rank(tmp_path: Path) -> None:
     assert [layer.store_bytes for layer in program.layers] == [8 * 16 * 16 * 2, 8 * 16 * 32 * 2, 8 * 16 * 48 * 2]
 
 
+def test_products_with_vectors(tmp_path: Path) -> None:
+    model = Model(a=[24, 32], b=[32], c=[24])
+    model.add("MatMul", ["a", "b"], "column")
+    model.add("MatMul", ["c", "a"], "row")
+    model.add("MatMul", ["b", model.constant("w", 32, 48)], "constant")
+    program = lower(model.save(tmp_path, "column", "row", "constant"), MOBILE)
+    assert [layer.macs for layer in program.layers] == [24 * 32, 24 * 32, 32 * 48]
+    for index, outputs in enumerate((24, 32, 48)):
+        assert len(traffic(program, index)[Op.STORE]) == math.ceil(outputs * 2 / REQUEST)
+
+
+def test_one_dimensional_convolutions_and_automatic_padding(tmp_path: Path) -> None:
+    model = Model(x=[1, 16, 40])
+    model.add("Conv", ["x", model.constant("w", 32, 16, 5)], "c", auto_pad="SAME_UPPER", strides=[2])
+    model.add("MaxPool", ["c"], "y", kernel_shape=[2], strides=[2])
+    program = lower(model.save(tmp_path, "y"), MOBILE)
+    assert program.layers[0].macs == 20 * 32 * 16 * 5
+    assert program.layers[0].store_bytes == program.layers[1].load_bytes == 20 * 32 * 2
+    assert program.layers[1].store_bytes == 10 * 32 * 2
+
+
+def test_a_mapping_line_is_followed(tmp_path: Path) -> None:
+    model = Model(x=[512, 768])
+    model.add("MatMul", ["x", model.constant("w", 768, 512)], "y")
+    line = "[T] N512 C768 M512 - [O] N13 C2 M13 - [I] N40 C384 M40"
+    bytes_only = MOBILE.with_overrides({"precision_bytes": 1})
+    program = lower(model.save(tmp_path, "y"), bytes_only, mapping=line)
+    assert len(program.tiles) == 13 * 2 * 13
+
+
 # -- errors
 
 
