@@ -28,7 +28,7 @@ DEFAULT_LANES = 64
 
 @dataclass(frozen=True)
 class SimPoint:
-    """One configuration with its workload. compat: follow ONNXim to the cycle; max_cycles: core cycles, None = no limit."""
+    """One configuration with its workload. compat: follow ONNXim to the cycle; max_cycles: core cycles or no limit."""
 
     hw: HwConfig
     program: Program
@@ -58,9 +58,9 @@ def simulate(
 
         def keep(index: int, state: Any, members: list[int] = members) -> None:
             point = members[index]
-            results[point] = result_of(points[point].hw, points[point].program, state)
+            result = results[point] = result_of(points[point].hw, points[point].program, state)
             if on_result is not None:
-                on_result(point, results[point])
+                on_result(point, result)
 
         group = [points[index] for index in members]
         programs, which = _distinct([point.program for point in group])
@@ -112,7 +112,9 @@ def _groups(points: Sequence[SimPoint]) -> list[tuple[list[int], NpuMachine]]:
     groups = []
     for (_, compat), members in families.items():
         of_members = [needs[id(points[index].program)] for index in members]
-        most = ProgramNeeds(*np.max([[n.inflight, n.descriptors, n.entries, n.layers] for n in of_members], axis=0).tolist())
+        most = ProgramNeeds(
+            *np.max([[n.inflight, n.descriptors, n.entries, n.layers] for n in of_members], axis=0).tolist()
+        )
         groups.append((members, NpuMachine(shape_of(points[members[0]].hw, most, compat=compat))))
     return groups
 

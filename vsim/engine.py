@@ -1,7 +1,7 @@
 """The batch engine: many lanes of one machine model as one JAX program, advanced in chunks. Knows no model by name.
 
-A machine gives a step, a test of life and a rebase. The engine keeps `width` lanes on the device; a
-chunk is one `while_loop` over the step of all lanes (never a vmapped loop: that would copy the whole carry every iteration).
+A machine gives a step, a test of life and a rebase. The engine keeps `width` lanes on the device; a chunk is one
+`while_loop` over the step of all lanes (never a vmapped loop: that would copy the whole carry every iteration).
 Between chunks the host harvests the lanes that ended and refills their places, longest estimate first.
 """
 
@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import Mesh, PartitionSpec
 
 CHUNK_ITERATIONS = 4096
 
 
-class Machine(Protocol, Hashable):
+class Machine(Hashable, Protocol):
     """A machine model with its static shape. Equal machines share compiled code.
 
     Every method is for one lane, except `step`, so that a step can do rare work for the whole batch under one `cond`.
@@ -50,7 +51,7 @@ class Machine(Protocol, Hashable):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a batch is. lane_cycles: simulated cycles of all lanes together; seconds: wall time, compilation included."""
+    """How far a batch is. lane_cycles: cycles summed over lanes; seconds: wall time, compilation included."""
 
     lanes_done: int
     lanes_total: int
@@ -60,18 +61,27 @@ class Progress:
 
 @dataclass(frozen=True)
 class _Compiled:
+    """Compiled functions of one machine on one mesh of devices; lanes are split evenly over the devices."""
+
     fill: Callable[..., Any]
     advance: Callable[..., Any]
+    replace: Callable[..., Any]
 
 
 @lru_cache(maxsize=64)
-def _compile(machine: Machine) -> _Compiled:
-    @jax.jit
+def _compile(machine: Machine, devices: int) -> _Compiled:
+    mesh = Mesh(np.asarray(jax.local_devices()[:devices]), ("lanes",))
+    split, everywhere = PartitionSpec("lanes"), PartitionSpec()
+
+    def on_devices(function: Callable[..., Any], inputs: tuple[PartitionSpec, ...], **options: Any) -> Any:
+        # Every device runs its own loop over its own lanes; nothing is exchanged.
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=split, check_vma=False)
+        return jax.jit(mapped, **options)
+
     def fill(shared: Any, params: Any, lanes: Any) -> Any:
         return jax.vmap(partial(machine.init, shared))(params, lanes)
 
-    @partial(jax.jit, donate_argnums=(2,), static_argnums=(3,))
-    def advance(shared: Any, params: Any, state: Any, iterations: int) -> tuple[Any, Array, Array]:
+    def advance(shared: Any, params: Any, state: Any, iterations: Array) -> tuple[Any, Array, Array]:
         def body(carry: tuple[Array, Any]) -> tuple[Array, Any]:
             count, state = carry
             return count + 1, machine.step(shared, params, state)
@@ -84,17 +94,19 @@ def _compile(machine: Machine) -> _Compiled:
         state = jax.vmap(machine.rebase)(state)
         return state, jax.vmap(machine.alive)(state), jax.vmap(machine.elapsed)(state)
 
-    return _Compiled(fill, advance)
+    def replace(which: Array, old: Any, new: Any) -> Any:
+        """Lanes of `new` where which (bool[lanes]), of `old` elsewhere."""
 
+        def choose(a: Array, b: Array) -> Array:
+            return jnp.where(which.reshape(which.shape + (1,) * (a.ndim - 1)), b, a)
 
-@partial(jax.jit, donate_argnums=(1,))
-def _replace(which: Array, old: Any, new: Any) -> Any:
-    """Lanes of `new` where which (bool[lanes]), of `old` elsewhere."""
+        return jax.tree.map(choose, old, new)
 
-    def choose(a: Array, b: Array) -> Array:
-        return jnp.where(which.reshape(which.shape + (1,) * (a.ndim - 1)), b, a)
-
-    return jax.tree.map(choose, old, new)
+    return _Compiled(
+        fill=on_devices(fill, (everywhere, split, split)),
+        advance=on_devices(advance, (everywhere, split, split, everywhere), donate_argnums=(2,)),
+        replace=on_devices(replace, (split, split, split), donate_argnums=(1,)),
+    )
 
 
 def run(
@@ -117,23 +129,26 @@ def run(
     """
     total = len(estimates)
     order = np.argsort(-np.asarray(estimates, float), kind="stable")
-    width = min(width, total)
-    compiled = _compile(machine)
+    devices = min(len(jax.local_devices()), width, total)
+    # A width that the devices do not divide is filled up with repetitions of the last lane, which nobody reads.
+    width = -(-min(width, total) // devices) * devices
+    compiled = _compile(machine, devices)
     started = time.perf_counter()
 
     def inputs(indices: np.ndarray) -> tuple[Any, Any]:
         return jax.tree.map(lambda leaf: leaf[indices], (params, lanes))
 
-    slots = order[:width].copy()
+    slots = np.pad(order[:width], (0, max(width - total, 0)), mode="edge")
     waiting = list(order[width:])
     current, lane_inputs = inputs(slots)
     state = compiled.fill(shared, current, lane_inputs)
     harvested = np.zeros(total, bool)
     finished_cycles = 0.0
     while not harvested.all():
-        state, alive, elapsed = compiled.advance(shared, current, state, chunk_iterations)
+        state, alive, elapsed = compiled.advance(shared, current, state, jnp.int32(chunk_iterations))
         alive, elapsed = np.asarray(alive), np.asarray(elapsed)
         ended = [slot for slot in range(width) if not alive[slot] and not harvested[slots[slot]]]
+        ended = [slot for position, slot in enumerate(ended) if slots[slot] not in slots[ended[:position]]]
         for slot in ended:
             on_lane(int(slots[slot]), jax.tree.map(lambda leaf, slot=slot: np.asarray(leaf[slot]), state))
             harvested[slots[slot]] = True
@@ -146,7 +161,7 @@ def run(
             fresh = compiled.fill(shared, current, lane_inputs)
             mask = np.zeros(width, bool)
             mask[refilled] = True
-            state = _replace(jnp.asarray(mask), state, fresh)
+            state = compiled.replace(jnp.asarray(mask), state, fresh)
         if on_progress is not None:
             running = float(elapsed[alive].sum())
             cycles = int(finished_cycles + running)

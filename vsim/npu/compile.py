@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -73,9 +74,7 @@ def program_needs(program: Program) -> ProgramNeeds:
         mine = np.concatenate([[[0, 0], [0, 0]], of_tile[order]])
         if len(order):
             most = np.maximum(most, (mine[2:] + mine[1:-1] + mine[:-2]).max(axis=0))
-    return ProgramNeeds(
-        int(most[0]), int(most[1]), max(program.spad_entries, program.acc_entries, 1), program.n_layers
-    )
+    return ProgramNeeds(int(most[0]), int(most[1]), max(program.spad_entries, program.acc_entries, 1), program.n_layers)
 
 
 def shape_of(hw: HwConfig, needs: ProgramNeeds, *, compat: bool) -> NpuShape:
@@ -159,7 +158,8 @@ def params_of(hw: HwConfig, *, compat: bool, max_cycles: int | None, idle_skip: 
         "max_cycles_high": limit >> RADIX_BITS,
         "max_cycles_low": limit & RADIX_MASK,
     }
-    arrays = {name: np.asarray(value, np.int32) for name, value in values.items()}
+    # NumPy until `stack_params`: a transfer to the device for every field of every lane would cost more than the rest.
+    arrays: dict[str, Any] = {name: np.asarray(value, np.int32) for name, value in values.items()}
     return NpuParams(**arrays, dram=_dram_params(hw, compat))
 
 
@@ -169,7 +169,7 @@ def _dram_params(hw: HwConfig, compat: bool) -> DramParams:
     # ONNXim's watermarks count against 256 whatever the buffers really hold.
     full = write_capacity - 1 if compat else write_capacity
     timing = np.zeros((4, 6, 6), np.int32)
-    values = {
+    values: dict[str, int] = {
         "four_activate_window": 0, "read_latency": 0, "refresh_interval": FAR, "rank_shift": 0, "group_shift": 0,
         "bank_shift": 0, "row_shift": 0, "row_mask": 0,
     }  # fmt: skip
@@ -196,7 +196,8 @@ def _dram_params(hw: HwConfig, compat: bool) -> DramParams:
         "write_capacity": write_capacity,
         "hit_first": int(dram.scheduler == "fr_fcfs" and not compat),
     }
-    return DramParams(timing=timing, **{name: np.int32(value) for name, value in values.items()})
+    arrays: dict[str, Any] = {name: np.int32(value) for name, value in values.items()}
+    return DramParams(**arrays, timing=cast(Array, timing))
 
 
 def stack_params(params: Sequence[NpuParams]) -> NpuParams:

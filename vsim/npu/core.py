@@ -58,7 +58,7 @@ def _put(remaining: Array, flat: Array, value: Array, valid: Array) -> Array:
 
 
 def _look(remaining: Array, flat: Array) -> Array:
-    """remaining of flat entries; flat: int32[C] or [C, n]."""
+    """Remaining of flat entries; flat: int32[C] or [C, n]."""
     c = remaining.shape[0]
     index = flat.reshape(c, -1)
     return jnp.take_along_axis(remaining.reshape(c, -1), index, axis=1).reshape(flat.shape)
@@ -99,9 +99,7 @@ def _can_execute(params: NpuParams, s: CoreState, kind: Array, src_a: Array, src
     c, n, _ = sources.shape
     left = _look(s.remaining, jnp.maximum(sources, 0).reshape(c, n * 2)).reshape(c, n, 2)
     valid = jnp.all((sources < 0) | (left == 0), axis=-1)
-    room = jnp.where(
-        kind == Op.VECTOR, ~s.vector_busy[:, None], (s.systolic_count < params.array_rows)[:, None]
-    )
+    room = jnp.where(kind == Op.VECTOR, ~s.vector_busy[:, None], (s.systolic_count < params.array_rows)[:, None])
     return valid & room
 
 
@@ -127,9 +125,7 @@ def _execute(params: NpuParams, s: CoreState, on: Array) -> tuple[CoreState, Arr
     return s, go
 
 
-def _enter_array(
-    params: NpuParams, s: CoreState, rows: Array, preload: Array, retire: Array, go: Array
-) -> CoreState:
+def _enter_array(params: NpuParams, s: CoreState, rows: Array, preload: Array, retire: Array, go: Array) -> CoreState:
     """When a pass starts: it follows the one before it by that pass's rows, at least `min_rows`.
 
     ONNXim (section 2.5): new weights stretch that to the array's height, and cost 2 * height - 1 cycles in an empty
@@ -284,9 +280,7 @@ def _latch(s: CoreState, rows: Array, front: _Front, slot: Array, go: Array) -> 
     core = jnp.arange(slot.size, dtype=jnp.int32)
     loop = pick(s.loop, slot)
     last_trip = loop[:, 2] == row[:, Col.COUNT2] - 1
-    first_block = (
-        row[:, Col.FIRST_BLOCK] + loop[:, 1] * row[:, Col.BLOCK_STEP1] + loop[:, 2] * row[:, Col.BLOCK_STEP2]
-    )
+    first_block = row[:, Col.FIRST_BLOCK] + loop[:, 1] * row[:, Col.BLOCK_STEP1] + loop[:, 2] * row[:, Col.BLOCK_STEP2]
     descriptor = jnp.stack(
         [
             first_block,
@@ -335,9 +329,7 @@ def _advance(s: CoreState, rows: Array, front: _Front, slot: Array, go: Array) -
     )
     step = jnp.where(end[:, None], 0, step)
     here = one_hot(jnp.where(go, slot, -1), 2)
-    return s.replace(
-        loop=jnp.where(here[:, :, None], step[:, None, :], s.loop), row=s.row + (here & end[:, None])
-    )
+    return s.replace(loop=jnp.where(here[:, :, None], step[:, None, :], s.loop), row=s.row + (here & end[:, None]))
 
 
 def _complete_tiles(s: CoreState, on: Array) -> tuple[CoreState, Array]:

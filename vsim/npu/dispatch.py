@@ -32,7 +32,7 @@ def start(program: ProgramTables, which: Array, layers: int) -> ScheduleState:
 def dispatch(
     params: NpuParams, program: ProgramTables, which: Array, s: ScheduleState, core: CoreState, on: Array
 ) -> tuple[ScheduleState, CoreState, Array]:
-    """Report at most one finished tile per core, then place at most one tile per core. Third result: changed, bool[]."""
+    """Report at most one finished tile per core, then place at most one per core. Third result: changed, bool[]."""
     report = on & (core.finished > 0)
     core = core.replace(finished=core.finished - report)
     reported = jnp.cumsum(report.astype(jnp.int32))
@@ -72,7 +72,9 @@ def _record(table: Array, index: Array, value: Array, when: Array) -> Array:
     return table.at[jnp.where(when, index, table.shape[0])].set(value, mode="drop")
 
 
-def _place(params: NpuParams, program: ProgramTables, which: Array, s: CoreState, tile: Array, place: Array) -> CoreState:
+def _place(
+    params: NpuParams, program: ProgramTables, which: Array, s: CoreState, tile: Array, place: Array
+) -> CoreState:
     """Put a tile into the free slot and choose its halves of the double buffers (spec section 2.3).
 
     A tile without instructions clears its halves and counts as finished at once.

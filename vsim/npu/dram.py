@@ -9,6 +9,7 @@ Everything here is per lane; the leading axis of every array is the channel. Tim
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -36,25 +37,24 @@ STATUS_PENDING = 1
 STATUS_ORDER = 2
 
 
-@struct.dataclass
+@dataclass(frozen=True)
 class DramShape:
     """Static sizes. `groups` counts bank groups over all ranks, `banks` banks over all bank groups; powers of two.
 
     A flat bank number has the rank (or pseudo channel) in its lowest bits, then the bank group, then the bank.
     """
 
-    channels: int = struct.field(pytree_node=False)
-    ranks: int = struct.field(pytree_node=False)
-    groups: int = struct.field(pytree_node=False)
-    banks: int = struct.field(pytree_node=False)
-    queue: int = struct.field(pytree_node=False)
+    channels: int
+    ranks: int
+    groups: int
+    banks: int
+    queue: int
     """Slots of each of the two queues, at most MAX_QUEUE."""
-    pending: int = struct.field(pytree_node=False)
+    pending: int
     """Ring of reads whose command was issued and whose data are on the way; a power of two."""
 
 
-@struct.dataclass
-class DramParams:
+class DramParams(struct.PyTreeNode):
     """Traced parameters, int32 scalars unless said otherwise.
 
     timing: [N_LEVELS, N_COMMANDS, N_COMMANDS], least distance in ticks, 0 where there is no rule.
@@ -81,8 +81,7 @@ class DramParams:
     hit_first: Array
 
 
-@struct.dataclass
-class DramState:
+class DramState(struct.PyTreeNode):
     """Per lane. C channels, Q queue slots, queue 0 reads and queue 1 writes, slots [0, count) in use."""
 
     clock: Array
@@ -172,9 +171,10 @@ def init(shape: DramShape, params: DramParams) -> DramState:
         return jnp.full(dims, PAST, jnp.int32)
 
     return DramState(
-        clock=zeros(), key=jnp.full((c, 2, q), FAR, jnp.int32), block=zeros(c, 2, q), place=zeros(c, 2, q), meta=zeros(c, 2, q),
-        arrival=zeros(c, 2, q), count=zeros(c, 2), order=zeros(c, 2),
-        active_arrival=jnp.full((c, b), FAR, jnp.int32), active_meta=zeros(c, b), open_row=jnp.full((c, b), -1, jnp.int32),
+        clock=zeros(), key=jnp.full((c, 2, q), FAR, jnp.int32), block=zeros(c, 2, q), place=zeros(c, 2, q),
+        meta=zeros(c, 2, q), arrival=zeros(c, 2, q), count=zeros(c, 2), order=zeros(c, 2),
+        active_arrival=jnp.full((c, b), FAR, jnp.int32), active_meta=zeros(c, b),
+        open_row=jnp.full((c, b), -1, jnp.int32),
         ready_channel=past(c, N_COMMANDS), ready_rank=past(c, shape.ranks, N_COMMANDS),
         ready_group=past(c, shape.groups, 4), ready_bank=past(c, b, 4), activations=past(c, shape.ranks, 4),
         pending_depart=zeros(c, shape.pending), pending_meta=zeros(c, shape.pending), pending_head=zeros(c),
@@ -461,8 +461,7 @@ def _count_row(s: DramState, choice: _Choice, command: Array) -> DramState:
 
 def _move_requests(s: DramState, choice: _Choice, command: Array) -> DramState:
     """ACT moves the request to the activated ones; an access removes it; PRE leaves it, marked as counted."""
-    c, _, q = s.key.shape
-    channel = jnp.arange(c)
+    channel = jnp.arange(s.key.shape[0])
     access = (command == RD) | (command == WR)
     opens = command == ACT
     leaves = choice.from_queue & (access | opens)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
-from vsim.npu import dispatch, state
+from vsim.npu import dispatch
+from vsim.npu import state as lanes
 from vsim.npu.step import step
 from vsim.npu.types import NpuParams, NpuShape, NpuState, ProgramTables
 
@@ -20,7 +21,7 @@ class NpuMachine:
 
     def init(self, shared: ProgramTables, params: NpuParams, lane: Array) -> NpuState:
         """The lane before its first tick."""
-        return state.init(self.shape, params, shared, lane)
+        return lanes.init(self.shape, params, shared, lane)
 
     def step(self, shared: ProgramTables, params: NpuParams, state: NpuState) -> NpuState:
         """Up to one tick of each clock domain, in every lane."""
@@ -30,9 +31,9 @@ class NpuMachine:
         """Neither done nor frozen by a status."""
         return ~state.done & (state.status == 0)
 
-    def rebase(self, state_: NpuState) -> NpuState:
+    def rebase(self, state: NpuState) -> NpuState:
         """Restart the clocks' counts."""
-        return state.rebase(state_)
+        return lanes.rebase(state)
 
     def elapsed(self, state: NpuState) -> Array:
         """Core cycles."""

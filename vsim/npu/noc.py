@@ -139,7 +139,7 @@ def _next_requests(shape: NpuShape, program: ProgramTables, which: Array, s: Noc
 
     Second result: int32[C, window], requests of the descriptors up to and including each (the first one's rest).
     """
-    c, g, w = shape.cores, shape.descriptors, shape.window
+    g, w = shape.descriptors, shape.window
     position = jnp.arange(w, dtype=jnp.int32)
     at = (s.descriptor_head[:, None] + position) & (g - 1)
     first = jnp.take_along_axis(s.descriptor, at[:, :, None], axis=1)
@@ -160,9 +160,7 @@ def _next_requests(shape: NpuShape, program: ProgramTables, which: Array, s: Noc
     start = mine[..., words.PATTERN_START]
     pattern = program.pattern[which, jnp.maximum(start + offset, 0)]
     block = (
-        mine[..., words.FIRST_BLOCK]
-        + quotient * mine[..., words.PERIOD_PITCH]
-        + jnp.where(start >= 0, pattern, offset)
+        mine[..., words.FIRST_BLOCK] + quotient * mine[..., words.PERIOD_PITCH] + jnp.where(start >= 0, pattern, offset)
     )
     return _Burst(valid, block, mine[..., words.WORD]), upto
 
@@ -170,7 +168,7 @@ def _next_requests(shape: NpuShape, program: ProgramTables, which: Array, s: Noc
 def _inject(
     shape: NpuShape, params: NpuParams, program: ProgramTables, which: Array, s: NocState, on: Array
 ) -> tuple[NocState, Array, Array]:
-    """Port k of a core takes the k-th request of its DMA queue. A request without a free node stalls those behind it."""
+    """Port k of a core takes the k-th request of its DMA queue. One without a free node stalls those behind it."""
     c, p, m, k = shape.cores, shape.ports, shape.channels, shape.inflight
     burst, upto = _next_requests(shape, program, which, s)
     core = jnp.arange(c, dtype=jnp.int32)[:, None]
@@ -211,9 +209,7 @@ def _inject(
     return s, jnp.any(goes), status
 
 
-def _hand_over(
-    shape: NpuShape, params: NpuParams, s: NocState, dram_clock: Array, on: Array
-) -> tuple[NocState, Array]:
+def _hand_over(shape: NpuShape, params: NpuParams, s: NocState, dram_clock: Array, on: Array) -> tuple[NocState, Array]:
     """Every channel takes one delivered request into its input buffer while that has room.
 
     The fixed-latency DRAM has no controller: a request's ready tick, never before that of an earlier request of any
@@ -345,7 +341,7 @@ def _by_port(values: Array, receivers: int, fill: int) -> Array:
 
 def _move_responses(shape: NpuShape, s: NocState, on: Array) -> tuple[NocState, Array]:
     """Channel c answers to port c mod P of a core; a port's round robin delivers one response per tick."""
-    m, c, receivers = shape.channels, shape.cores, s.arrived.shape[1]
+    m, receivers = shape.channels, s.arrived.shape[1]
     nodes = shape.cores * shape.ports + m
     channel = jnp.arange(m, dtype=jnp.int32)[:, None]
     can = on & (s.response_count > 0) & (s.response_stamp <= s.now)

@@ -55,8 +55,7 @@ class Replayed:
     row_conflicts: int
 
 
-@struct.dataclass
-class _Lane:
+class _Lane(struct.PyTreeNode):
     """One trace on the device; N requests, padded with requests that never come."""
 
     request_cycle: Array
@@ -133,7 +132,7 @@ def load_controller(path: Path) -> tuple[dram.DramShape, dram.DramParams]:
     levels, counts = spec["levels"][:4], spec["counts"][:4]
     if [LEVEL_OF_NAME.get(name) for name in levels] != [0, 1, 2, 3] or spec["controller"].get("impl") != "Generic":
         raise UserError(f"{path}: controller {spec['controller'].get('impl')!r} with levels {levels} is not modelled")
-    if levels[1] == "rank" and counts[1] > 1 or "completions_per_tick" not in spec["controller"]:
+    if (levels[1] == "rank" and counts[1] > 1) or "completions_per_tick" not in spec["controller"]:
         raise UserError(f"{path}: multi-rank and upstream Ramulator controllers are not modelled")
     return _controller_shape(spec), _controller_params(spec)
 
@@ -265,7 +264,9 @@ def first_difference(trace: Trace, replayed: Replayed) -> str | None:
         different = np.flatnonzero(recorded != ours)
         if different.size:
             request = int(different[np.argmin(recorded[different])])
-            found.append((int(recorded[request]), f"request {request} {what} at {recorded[request]}, here {ours[request]}"))
+            found.append(
+                (int(recorded[request]), f"request {request} {what} at {recorded[request]}, here {ours[request]}")
+            )
     # The recording goes on for some time after the last completion: refreshes there are beyond the comparison.
     horizon = int(max(trace.complete.max(initial=0), 0))
     recorded_commands = [c for c in trace.commands if c[0] <= horizon]

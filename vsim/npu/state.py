@@ -59,7 +59,7 @@ def rebase(s: NpuState) -> NpuState:
 
 
 def _earlier(times: Array, by: Array) -> Array:
-    """times - by, kept within [PAST, FAR]; FAR stays FAR."""
+    """Times - by, kept within [PAST, FAR]; FAR stays FAR."""
     return jnp.where(times == FAR, FAR, jnp.where(times < PAST + by, PAST, times - by))
 
 

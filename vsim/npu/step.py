@@ -56,8 +56,7 @@ def _tick_domains(shape: NpuShape, params: NpuParams, program: ProgramTables, s:
         s = _noc_stage(shape, params, program, s, alive & ~s.done & _is_next(s, NOC))
     s = _finish(params, program, s)
     with jax.named_scope("dram"):
-        s = _dram_stage(shape, params, s, alive & ~s.done & _is_next(s, DRAM))
-    return s
+        return _dram_stage(shape, params, s, alive & ~s.done & _is_next(s, DRAM))
 
 
 def _is_next(s: NpuState, domain: int) -> Array:
@@ -153,7 +152,7 @@ def _finish(params: NpuParams, program: ProgramTables, s: NpuState) -> NpuState:
 
 
 def _next_core_event(s: NpuState) -> Array:
-    """int32[]: earliest core cycle at which a quiet core changes by itself: a pass starts or retires, an operation ends."""
+    """int32[]: earliest core cycle when a quiet core changes by itself: a pass starts or ends, an operation ends."""
     now = s.core.now
     at = s.core.systolic_head & (s.core.systolic.shape[1] - 1)
     head = s.core.systolic[jnp.arange(at.size), at]

@@ -6,6 +6,8 @@ G descriptors per core (ring), S instructions in the systolic array (ring), E en
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from flax import struct
 from jax import Array
 
@@ -33,41 +35,36 @@ STATUS_NAMES = {
 }
 
 
-def _static() -> int:
-    return struct.field(pytree_node=False)
-
-
-@struct.dataclass
+@dataclass(frozen=True)
 class NpuShape:
     """Array capacities and structural choices; only a new shape compiles anew. Rings are powers of two."""
 
-    cores: int = _static()
-    channels: int = _static()
-    ports: int = _static()
-    inflight: int = _static()
+    cores: int
+    channels: int
+    ports: int
+    inflight: int
     """Requests per core between its DMA queue and the DRAM controllers."""
-    descriptors: int = _static()
-    window: int = _static()
+    descriptors: int
+    window: int
     """Descriptors a core's DMA can draw requests from in one NoC tick."""
-    systolic: int = _static()
-    entries: int = _static()
-    layers: int = _static()
-    returns: int = _static()
+    systolic: int
+    entries: int
+    layers: int
+    returns: int
     """Completed accesses waiting at a channel."""
-    responses: int = _static()
+    responses: int
     """Responses in the NoC per (channel, core)."""
-    back_pressure: bool = struct.field(pytree_node=False)
+    back_pressure: bool
     """True: a full structure stalls its producer. False (ONNXim, unbounded queues): it ends the lane by a status."""
-    fixed_latency_dram: bool = struct.field(pytree_node=False)
+    fixed_latency_dram: bool
     """ONNXim's "simple" DRAM in place of the controllers."""
-    dram: DramShape = struct.field(pytree_node=False)
+    dram: DramShape
 
 
-@struct.dataclass
-class NpuParams:
+class NpuParams(struct.PyTreeNode):
     """Traced parameters of one lane, int32.
 
-    core_period_ps, noc_period_ps, dram_period_ps; noc_latency: NoC ticks; dram_latency: DRAM ticks (fixed latency only).
+    core_period_ps, noc_period_ps, dram_period_ps; noc_latency: NoC ticks; dram_latency: DRAM ticks (fixed only).
     array_rows[C], array_cols[C]; min_rows: least rows a pass through the array occupies.
     idle_skip: 1 lets a lane's clocks jump over ticks in which nothing can change.
     wrapper_capacity: requests a channel accepts ahead of its controller.
@@ -95,8 +92,7 @@ class NpuParams:
     dram: DramParams
 
 
-@struct.dataclass
-class ProgramTables:
+class ProgramTables(struct.PyTreeNode):
     """Programs of a batch, stacked and padded; `lowering.program` says what the columns mean.
 
     rows: int32[programs, rows, ROW_COLUMNS], tiles: int32[programs, tiles, TILE_COLUMNS],
@@ -110,9 +106,8 @@ class ProgramTables:
     layer_count: Array
 
 
-@struct.dataclass
-class CoreState:
-    """Cores. Two physical tile slots; `front` is the one placed first. A latch holds the instruction issued last tick."""
+class CoreState(struct.PyTreeNode):
+    """Cores. Two physical tile slots; `front` is the first placed. Latches hold the instruction issued last tick."""
 
     now: Array
     """int32[], core cycles since the last rebase."""
@@ -178,8 +173,7 @@ class CoreState:
     """Likewise: cycles with an instruction accepted by the array and not retired, exposed preloads included."""
 
 
-@struct.dataclass
-class ScheduleState:
+class ScheduleState(struct.PyTreeNode):
     """The `simple` scheduler: one layer at a time, each core works through its own list of tiles."""
 
     layer: Array
@@ -193,9 +187,8 @@ class ScheduleState:
     finish: Array
 
 
-@struct.dataclass
-class NocState:
-    """The simple NoC and the DMA queues that feed it. A request node lives in its core's ring from the DMA to the controller."""
+class NocState(struct.PyTreeNode):
+    """The simple NoC and the DMA queues that feed it. A request node stays in its core's ring up to the controller."""
 
     now: Array
     """int32[], NoC ticks since the last rebase"""
@@ -250,8 +243,7 @@ class NocState:
     writes: Array
 
 
-@struct.dataclass
-class NpuState:
+class NpuState(struct.PyTreeNode):
     """One lane."""
 
     core: CoreState
