@@ -14,7 +14,7 @@ import numpy as np
 
 from hwconfigs import HwConfig
 from lowering.program import Program
-from vsim import engine
+from vsim import devices, engine
 from vsim.engine import Progress
 from vsim.npu.compile import ProgramNeeds, params_of, program_needs, shape_of, stack_params, tables_of
 from vsim.npu.machine import NpuMachine
@@ -52,6 +52,7 @@ def simulate(
     idle_skip and chunk_iterations change how fast a result comes, never the result.
     Raises ConfigError for hardware that is not modelled, before anything runs.
     """
+    devices.prepare()
     results: list[SimResult | None] = [None] * len(points)
     totals = _Totals(len(points), on_progress)
     for members, machine in _groups(points):
