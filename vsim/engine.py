@@ -60,7 +60,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class _Compiled:
+class Compiled:
     """Compiled functions of one machine on one mesh of devices; lanes are split evenly over the devices."""
 
     fill: Callable[..., Any]
@@ -69,7 +69,7 @@ class _Compiled:
 
 
 @lru_cache(maxsize=64)
-def _compile(machine: Machine, devices: int) -> _Compiled:
+def compile_machine(machine: Machine, devices: int) -> Compiled:
     mesh = Mesh(np.asarray(jax.local_devices()[:devices]), ("lanes",))
     split, everywhere = PartitionSpec("lanes"), PartitionSpec()
 
@@ -102,7 +102,7 @@ def _compile(machine: Machine, devices: int) -> _Compiled:
 
         return jax.tree.map(choose, old, new)
 
-    return _Compiled(
+    return Compiled(
         fill=on_devices(fill, (everywhere, split, split)),
         advance=on_devices(advance, (everywhere, split, split, everywhere), donate_argnums=(2,)),
         replace=on_devices(replace, (split, split, split), donate_argnums=(1,)),
@@ -132,7 +132,7 @@ def run(
     devices = min(len(jax.local_devices()), width, total)
     # A width that the devices do not divide is filled up with repetitions of the last lane, which nobody reads.
     width = -(-min(width, total) // devices) * devices
-    compiled = _compile(machine, devices)
+    compiled = compile_machine(machine, devices)
     started = time.perf_counter()
 
     def inputs(indices: np.ndarray) -> tuple[Any, Any]:
