@@ -39,8 +39,11 @@ class Observer:
     def lowering(self, done: int, total: int) -> None:
         """Take note that `done` of `total` points are lowered."""
 
-    def simulating(self, reused: int, progress: Progress) -> None:
-        """Take note of simulation progress; `reused` points were finished before."""
+    def simulating(self, before: int, progress: Progress, finished_cycles: int) -> None:
+        """Take note of simulation progress.
+
+        before: points that had ended before the simulation began; finished_cycles: summed over the lanes done.
+        """
 
 
 def run_sweep(
@@ -87,12 +90,16 @@ def _run_points(
         folder.append(digest, {"status": STATUS_NOT_LOWERED, "message": str(error)})
     runnable = [point for point in todo if point.digest in programs]
 
+    finished_cycles = 0
+
     def keep(index: int, result: SimResult) -> None:
+        nonlocal finished_cycles
         folder.append(runnable[index].digest, result.to_json())
+        finished_cycles += result.cycles
 
     def advance(progress: Progress) -> None:
         record.lane_cycles = progress.lane_cycles
-        observer.simulating(reused + len(errors), progress)
+        observer.simulating(reused + len(errors), progress, finished_cycles)
 
     sim_points = [_sim_point(point, programs[point.digest]) for point in runnable]
     simulate(sim_points, on_progress=advance, on_result=keep, lanes=lanes)

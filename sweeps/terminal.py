@@ -48,9 +48,10 @@ class ProgressReport(Observer):
         """Show how many points are lowered."""
         self._show("lowering", done, total, "")
 
-    def simulating(self, reused: int, progress: Progress) -> None:
+    def simulating(self, before: int, progress: Progress, finished_cycles: int) -> None:
         """Show how many points are finished, how fast lanes advance, and the time left at this pace."""
-        self._show("simulating", reused + progress.lanes_done, reused + progress.lanes_total, _speed(progress))
+        speed = _speed(progress, finished_cycles)
+        self._show("simulating", before + progress.lanes_done, before + progress.lanes_total, speed)
 
     def _show(self, stage: str, done: int, total: int, speed: str) -> None:
         if stage != self._stage:
@@ -63,14 +64,16 @@ class ProgressReport(Observer):
             self._console.print(f"{stage}: {done}/{total} points" + (f", {speed}" if speed else ""), soft_wrap=True)
 
 
-def _speed(progress: Progress) -> str:
-    if not progress.seconds:
+def _speed(progress: Progress, finished_cycles: int) -> str:
+    """Return lane-cycles per second and, once a lane is done, the time left if the others are as long on average."""
+    if not progress.seconds or not progress.lane_cycles:
         return ""
-    speed = f"{progress.lane_cycles / progress.seconds:,.0f} lane-cycles/s"
+    speed = progress.lane_cycles / progress.seconds
+    text = f"{speed:,.0f} lane-cycles/s"
     if not progress.lanes_done:
-        return speed
-    left = progress.seconds / progress.lanes_done * (progress.lanes_total - progress.lanes_done)
-    return f"{speed}, {format_seconds(left)} left"
+        return text
+    expected = finished_cycles / progress.lanes_done * progress.lanes_total
+    return f"{text}, {format_seconds(max(expected - progress.lane_cycles, 0) / speed)} left"
 
 
 def format_seconds(seconds: float) -> str:
