@@ -40,3 +40,12 @@ def mlp(n: int, k: int, m: int, o: int) -> onnx.ModelProto:
     ]
     weights = [_weight("W1", m, k), _weight("b1", m), _weight("W2", o, m), _weight("b2", o)]
     return _model(f"mlp_{n}_{k}_{m}_{o}", nodes, [n, k], [n, o], weights)
+
+
+def conv(c: int, m: int, kernel: int, stride: int, pad: int, size: int) -> onnx.ModelProto:
+    """One Conv on a [1, C, size, size] image, square kernel, without bias."""
+    out = (size + 2 * pad - kernel) // stride + 1
+    node = helper.make_node(
+        "Conv", ["X", "W"], ["Y"], "conv", kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4
+    )
+    return _model("conv", [node], [1, c, size, size], [1, m, out, out], [_weight("W", m, c, kernel, kernel)])
