@@ -79,9 +79,8 @@ def draw_sweep(data: SweepData) -> Figure:
         _finish_y(row_axes, label, may_be_log=column == "time_us")
     for axes in grid.flat:
         _finish_x(axes, roles.x, width / columns)
-    if roles.panel:
-        for axes, panel_value in zip(grid[0], roles.panels, strict=True):
-            axes.set_title(f"{roles.panel.label} = {value_label(panel_value)}", fontsize=7 if columns > 1 else 8)
+    for axes, title in zip(grid[0], _titles(roles, width / columns), strict=True):
+        axes.set_title(title, fontsize=7)
     figure.supxlabel(roles.x.label, fontsize=8)
     if roles.series:
         handles, labels = grid[0][0].get_legend_handles_labels()
@@ -105,6 +104,17 @@ def _draw_series(axes: Axes, data: SweepData, roles: Roles, panel_value: object,
             shift = _CATEGORY_SPREAD * (index - (len(roles.lines) - 1) / 2) / len(roles.lines)
         label = value_label(value) if roles.series else None
         axes.plot([x + shift for x, _ in points], [y * factor for _, y in points], label=label, clip_on=False, **style)
+
+
+def _titles(roles: Roles, panel_width_in: float) -> list[str]:
+    """Return a title a panel, all in two lines when one of them is too long for its panel."""
+    if roles.panel is None:
+        return [""]
+    values = [value_label(value) for value in roles.panels]
+    titles = [f"{roles.panel.label} = {value}" for value in values]
+    if _LETTER_IN * max(map(len, titles)) < panel_width_in - 0.3:
+        return titles
+    return [f"{roles.panel.label}\n{value}" for value in values]
 
 
 def _select(data: SweepData, x: PlotAxis, wanted: Mapping[str, Any], column: str) -> _Points:
@@ -180,7 +190,7 @@ def _fitting_ticks(axes: Axes, positions: Sequence[float], labels: Sequence[str]
         shown = order[::stride]
         widths = [_LETTER_IN * len(labels[index]) for index in shown]
         gaps = np.diff(inches[shown])
-        if all(gap > (a + b) / 2 + 0.06 for gap, a, b in zip(gaps, widths, widths[1:], strict=False)):
+        if all(gap > (a + b) / 2 + 0.04 for gap, a, b in zip(gaps, widths, widths[1:], strict=False)):
             return shown
     return order[:1]
 
