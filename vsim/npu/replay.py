@@ -100,7 +100,7 @@ def _report(trace: Trace, replayed: Replayed, check: bool) -> dict[str, Any]:
 
 
 def load_trace(path: Path) -> Trace:
-    """Read one `.npz` trace. Raises UserError when the file is missing or lacks a field."""
+    """Read one `.npz` trace. Raises UserError when the file is missing, lacks a field or contradicts itself."""
     try:
         with np.load(path, allow_pickle=False) as data:
             fields = {name: data[name] for name in data.files}
@@ -110,6 +110,12 @@ def load_trace(path: Path) -> Trace:
     missing = [name for name in needed if name not in fields]
     if missing:
         raise UserError(f"{path}: no field {missing[0]!r}; a request trace has {', '.join(needed)}")
+    for group in (needed[:5], needed[5:8]):
+        lengths = {name: fields[name].size for name in group}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"{path}: fields of different lengths: {lengths}")
+    if not fields["req_cycle"].size:
+        raise UserError(f"{path}: the trace has no requests")
     names = [str(name) for name in fields["cmd_names"]]
     commands = zip(fields["cmd_clk"].tolist(), fields["cmd_id"].tolist(), fields["cmd_req"].tolist(), strict=True)
     return Trace(
@@ -129,12 +135,19 @@ def load_controller(path: Path) -> tuple[dram.DramShape, dram.DramParams]:
         spec = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: the traces' timing table is missing or not JSON ({error})") from None
+    try:
+        _check_modelled(path, spec)
+        return _controller_shape(spec), _controller_params(spec)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the timing table of a recording ({error!r})") from None
+
+
+def _check_modelled(path: Path, spec: dict[str, Any]) -> None:
     levels, counts = spec["levels"][:4], spec["counts"][:4]
     if [LEVEL_OF_NAME.get(name) for name in levels] != [0, 1, 2, 3] or spec["controller"].get("impl") != "Generic":
         raise UserError(f"{path}: controller {spec['controller'].get('impl')!r} with levels {levels} is not modelled")
     if (levels[1] == "rank" and counts[1] > 1) or "completions_per_tick" not in spec["controller"]:
         raise UserError(f"{path}: multi-rank and upstream Ramulator controllers are not modelled")
-    return _controller_shape(spec), _controller_params(spec)
 
 
 def _controller_shape(spec: dict[str, Any]) -> dram.DramShape:
