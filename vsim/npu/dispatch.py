@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lowering.program import TileCol
-from vsim.npu.fields import one_hot, pick
+from vsim.npu.fields import one_hot, pick, settle
 from vsim.npu.types import CoreState, NpuParams, ProgramTables, ScheduleState
 
 RADIX_BITS = 30
@@ -26,6 +26,8 @@ def start(program: ProgramTables, which: Array, layers: int) -> ScheduleState:
         next_tile=ranges[:, 0],
         start=jnp.zeros((layers, 2), jnp.int32),
         finish=jnp.zeros((layers, 2), jnp.int32),
+        load_requests=jnp.zeros(layers, jnp.int32),
+        store_requests=jnp.zeros(layers, jnp.int32),
     )
 
 
@@ -62,6 +64,14 @@ def dispatch(
     return s, core, jnp.any(report | asks)
 
 
+def count_traffic(s: ScheduleState, loads: Array, stores: Array) -> ScheduleState:
+    """Count requests (int32[]) for the layer at work: no tile of the next layer starts before all of this one end."""
+    return s.replace(
+        load_requests=s.load_requests.at[s.layer].add(loads, mode="drop"),
+        store_requests=s.store_requests.at[s.layer].add(stores, mode="drop"),
+    )
+
+
 def absolute(core: CoreState) -> Array:
     """int32[2]: the core cycle as (high, low) words in radix 2**30."""
     low = core.base_low + core.now
@@ -94,8 +104,11 @@ def _place(
     spad_half = 1 - partner_spad
     acc_half = jnp.where(continues, kept_acc, 1 - partner_acc)
 
-    clears = jnp.stack([spad_half == 0, spad_half == 1, acc_half == 0, acc_half == 1], axis=1)
-    clears &= jnp.stack([place, place, place & ~continues, place & ~continues], axis=1)
+    # One settled word per core says what to clear: XLA would else redo this choice for every entry.
+    spad_clears = jnp.where(place, 1 << spad_half, 0)
+    acc_clears = jnp.where(place & ~continues, 4 << acc_half, 0)
+    cleared = settle(spad_clears | acc_clears)
+    clears = (cleared[:, None] >> jnp.arange(4)) & 1 == 1
     works = place & (end > first)
     slot = jnp.where(occupied, 1 - partner, 0)
     here = one_hot(jnp.where(works, slot, -1), 2)

@@ -70,7 +70,7 @@ def _status_name(bits: int) -> str:
 
 
 def _layers(hw: HwConfig, program: Program, state: NpuState) -> tuple[dict[str, Any], ...]:
-    """Figures per layer; a layer that the lane did not start or finish has null cycles."""
+    """Figures per layer; one that the lane did not start or finish has null cycles. Bytes are counted, not predicted."""
     done = int(state.schedule.layer)
     peak_macs = sum(hw.core(i).rows * hw.core(i).cols for i in range(hw.cores.count))
     rows = []
@@ -85,8 +85,8 @@ def _layers(hw: HwConfig, program: Program, state: NpuState) -> tuple[dict[str, 
                 "start_cycle": start,
                 "finish_cycle": finish,
                 "macs": layer.macs,
-                "load_bytes": layer.load_bytes,
-                "store_bytes": layer.store_bytes,
+                "load_bytes": int(state.schedule.load_requests[index]) * hw.dram.request_bytes,
+                "store_bytes": int(state.schedule.store_requests[index]) * hw.dram.request_bytes,
                 "utilization": layer.macs / (duration * peak_macs) if duration else 0.0,
             }
         )

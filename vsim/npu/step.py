@@ -73,10 +73,12 @@ def _core_stage(shape: NpuShape, params: NpuParams, program: ProgramTables, s: N
     cores, did = core.tick(shape, params, program, s.program, room, cores, on)
     network, status = noc.push_descriptors(shape, s.noc, did.load, did.load_valid, did.store, did.store_valid)
     sent = jnp.any(did.load_valid | did.store_valid)
+    loads = jnp.sum(jnp.where(did.load_valid, did.load[:, words.REQUESTS], 0))
+    stores = jnp.sum(jnp.where(did.store_valid, did.store[:, words.REQUESTS], 0))
     changed = dispatched | did.changed
     return s.replace(
         core=cores,
-        schedule=schedule,
+        schedule=dispatch.count_traffic(schedule, loads, stores),
         noc=network,
         core_time=s.core_time + jnp.where(on, params.core_period_ps, 0),
         core_quiet=jnp.where(on, ~changed, s.core_quiet),
@@ -122,7 +124,9 @@ def _dram_stage(shape: NpuShape, params: NpuParams, s: NpuState, on: Array) -> N
         changed = freed = jnp.any(taken)
     else:
         offer = dram.Offer(on & valid, words.is_write(word), block, word)
+        # A tick adds at most two reads under way, one forwarded and one issued.
         room = noc.return_room(shape, s.noc)
+        room &= (not shape.back_pressure) | (s.dram.pending_count < shape.dram.pending - 2)
         memory, taken = dram.accept(params.dram, s.dram, offer, room)
         network = noc.take(s.noc, taken)
         memory, did = dram.tick(params.dram, memory, room, on)

@@ -185,6 +185,9 @@ class ScheduleState(struct.PyTreeNode):
     start: Array
     """int32[L, 2] (high, low words in radix 2**30), and likewise finish"""
     finish: Array
+    load_requests: Array
+    """int32[L], requests that the layer's loads and stores sent on their way (up to 2**31, 64 GiB)"""
+    store_requests: Array
 
 
 class NocState(struct.PyTreeNode):
