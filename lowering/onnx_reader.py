@@ -255,7 +255,11 @@ def _shape(item: ValueInfoProto) -> tuple[int, ...] | None:
 
 
 def _is_number(item: TensorProto) -> bool:
-    return item.data_type not in (TensorProto.STRING, TensorProto.UNDEFINED) and not item.external_data
+    """Whether the file itself holds numbers for the tensor; graphs without weights keep only its shape."""
+    if item.data_type in (TensorProto.STRING, TensorProto.UNDEFINED) or item.external_data:
+        return False
+    typed = (item.float_data, item.double_data, item.int32_data, item.int64_data, item.uint64_data)
+    return bool(item.raw_data) or any(len(values) for values in typed) or 0 in item.dims
 
 
 def _attribute(item: onnx.AttributeProto) -> Attribute | None:

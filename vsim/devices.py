@@ -11,8 +11,8 @@ import jax
 def prepare() -> None:
     """Configure JAX before its first use; settings that the user made, or that come too late, stand.
 
-    XLA does not spread one step over CPU cores well: the engine splits the lanes over one CPU device per core.
-    Compiled programs are kept in `$XDG_CACHE_HOME/vsim` (`~/.cache/vsim`) unless JAX_COMPILATION_CACHE_DIR names a place.
+    XLA does not spread one step over CPU cores well: the engine splits the lanes over one device per core.
+    Compiled programs are kept in `$XDG_CACHE_HOME/vsim` (`~/.cache/vsim`) unless JAX_COMPILATION_CACHE_DIR is set.
     """
     if jax.config.jax_num_cpu_devices < 0:
         try:

@@ -70,6 +70,7 @@ class Compiled:
 
 @lru_cache(maxsize=64)
 def compile_machine(machine: Machine, devices: int) -> Compiled:
+    """The machine's functions on the first `devices` local devices; the number of lanes must be a multiple of it."""
     mesh = Mesh(np.asarray(jax.local_devices()[:devices]), ("lanes",))
     split, everywhere = PartitionSpec("lanes"), PartitionSpec()
 

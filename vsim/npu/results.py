@@ -70,7 +70,7 @@ def _status_name(bits: int) -> str:
 
 
 def _layers(hw: HwConfig, program: Program, state: NpuState) -> tuple[dict[str, Any], ...]:
-    """Figures per layer; one that the lane did not start or finish has null cycles. Bytes are counted, not predicted."""
+    """Figures per layer; one that did not start or finish has null cycles. Bytes are counted, not predicted."""
     done = int(state.schedule.layer)
     peak_macs = sum(hw.core(i).rows * hw.core(i).cols for i in range(hw.cores.count))
     rows = []
