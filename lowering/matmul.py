@@ -2,8 +2,8 @@
 
 A tile holds one input window (scratchpad entry 0), its weights (entries 1 and on) and, when it completes its
 outputs, the fused residuals. All partial sums of a tile are one accumulator entry. Tiles that split the reduction
-follow one another on one core and keep their partial sums ("a chain"); the first loads the bias into them, the last
-runs the epilogue on the vector unit and stores.
+follow one another on one core and keep their partial sums ("a chain"); the first loads the bias, the last runs
+the epilogue on the vector unit and stores.
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ FINE_BLOCK_BYTES = 4096
 
 _X = 0
 _WEIGHTS = 1
+"""First entries in the scratchpad."""
+
+_SUMS = 0
+_BIAS = 1
+"""Entries in the accumulators. The bias has its own: tiles of one chain may overtake one another, so that a partial
+sum can come before the bias. The epilogue waits for both."""
 
 
 @dataclass(frozen=True)
@@ -298,18 +304,18 @@ class _Writer:
         core, layer = self.chip.cores[core_index], self.plan.layer
         groups = _groups(tile, core, self.plan.mapping)
         blocks = self.weights.blocks(tile, step, core)
-        window = self._load_window(tile, step)
-        per_block, weight_entries, weight_bytes = self._load_weights(tile, step, core, blocks)
         if first and self.bias_base is not None:
             start = self._first_channel(tile) * ACCUMULATOR_BYTES
             length = tile.channels[1] * ACCUMULATOR_BYTES
-            request = self.chip.request_bytes
-            self.builder.load(0, Descriptor.contiguous(self.bias_base + start, length, request), acc=True)
+            bias = Descriptor.contiguous(self.bias_base + start, length, self.chip.request_bytes)
+            self.builder.load(_BIAS, bias, acc=True)
+        window = self._load_window(tile, step)
+        per_block, weight_entries, weight_bytes = self._load_weights(tile, step, core, blocks)
         residual_entry = _WEIGHTS + weight_entries
         residual = self._load_residuals(tile, residual_entry) if last else 0
         self._check_capacity(window + weight_bytes + residual, tile, core)
         self.builder.systolic(
-            dst=Operand(0, acc=True),
+            dst=Operand(_SUMS, acc=True),
             src_a=Operand(_X if window else _WEIGHTS),
             src_b=Operand(_WEIGHTS, (int(per_block), 0, 0)),
             counts=(len(blocks.shapes), groups.lines, groups.passes),
@@ -318,20 +324,22 @@ class _Writer:
         )
         if last:
             self._epilogue(tile, core, residual_entry)
-            self.builder.store(0, self._output(layer.y, tile))
+            self.builder.store(_SUMS, self._output(layer.y, tile))
 
     def _epilogue(self, tile: OutputTile, core: CoreConfig, residual_entry: int) -> None:
         layer = self.plan.layer
         units = vector_units(tile.pixels * tile.channels[1] * self.chip.element_bytes, core)
-        acc, cycles = Operand(0, acc=True), latency(layer.epilogue, core)
-        if not cycles:
+        acc, cycles = Operand(_SUMS, acc=True), latency(layer.epilogue, core)
+        others = [Operand(residual_entry + index) for index in range(len(layer.residuals))]
+        if self.bias_base is not None:
+            others.append(Operand(_BIAS, acc=True))
+        if not cycles and not others:
             return
-        residuals = [Operand(residual_entry + index) for index in range(len(layer.residuals))]
-        # Further operands are awaited by instructions that take no time of their own.
         self.builder.vector(
-            dst=acc, src_a=acc, src_b=residuals[0] if residuals else None, size1=Extent(units), size2=Extent(cycles)
+            dst=acc, src_a=acc, src_b=others[0] if others else None, size1=Extent(units), size2=Extent(cycles)
         )
-        for other in residuals[1:]:
+        # Further operands are awaited by instructions that take no time of their own.
+        for other in others[1:]:
             self.builder.vector(dst=acc, src_a=acc, src_b=other, size1=Extent(0))
 
     # -- loads; each returns the scratchpad bytes it fills (data only: whole requests matter in DRAM, not here)

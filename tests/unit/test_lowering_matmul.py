@@ -245,12 +245,17 @@ def test_tiles_respect_the_memories_and_use_what_they_load(shape: MatmulShape, c
     assert program.acc_entries <= 512
     mapping = plan.mapping
     assert chip.acc_bytes >= mapping.N * mapping.P * mapping.Q * mapping.M * 4
+    waiting: dict[tuple[int, int], set[tuple[int, bool]]] = {}
     for tile in expand(program):
-        loaded = {(i.dst, i.dst_acc) for i in tile.instructions if i.op is Op.LOAD}
+        loads = [(i.dst, i.dst_acc) for i in tile.instructions if i.op is Op.LOAD]
+        assert len(loads) == len(set(loads)), "every load has an entry of its own"
         read = {source for i in tile.instructions if i.op in (Op.SYSTOLIC, Op.VECTOR) for source in i.sources}
-        stored = {(i.dst, i.dst_acc) for i in tile.instructions if i.op is Op.STORE}
-        accumulated = {(i.dst, i.dst_acc) for i in tile.instructions if i.op is Op.SYSTOLIC}
-        assert loaded <= read | stored | accumulated
+        # What lies in the accumulators may be read by a later tile of the chain, what lies in the scratchpad may not.
+        left = waiting.setdefault((tile.core, tile.acc_key), set())
+        left |= set(loads)
+        left -= read
+        assert all(in_acc for _, in_acc in left)
+    assert not any(waiting.values())
 
 
 @given(
