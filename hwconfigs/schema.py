@@ -167,6 +167,8 @@ class Dram(Frozen):
     refresh: bool = True
     timing: dict[str, Annotated[int, within(0, 1_000_000)]] = Field(default_factory=dict)
     """Timing values in cycles that replace those of the table, e.g. ``nRCD: 12``."""
+    bank_hash: bool = True
+    """Exchange the banks of a bank group by the low row bits, as memory controllers do against power-of-two strides."""
     scheduler: Literal["fr_fcfs_first_ready", "fr_fcfs"] = "fr_fcfs"
     """fr_fcfs: row hits first, then the oldest. fr_fcfs_first_ready: the oldest whose next command is ready."""
 

@@ -194,6 +194,7 @@ def _dram_params(hw: HwConfig, compat: bool) -> DramParams:
         "write_low": int(WRITE_LOW * full),
         "read_capacity": read_capacity,
         "write_capacity": write_capacity,
+        "bank_hash": int(dram.bank_hash and not compat),
         "hit_first": int(dram.scheduler == "fr_fcfs" and not compat),
     }
     arrays: dict[str, Any] = {name: np.int32(value) for name, value in values.items()}

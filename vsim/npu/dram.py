@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import struct
-from jax import Array
+from jax import Array, lax
 
 from vsim.npu.fields import FAR, PAST, after, append, one_hot, pick, settle
 
@@ -62,6 +62,8 @@ class DramParams(struct.PyTreeNode):
     write_high, write_low: write mode starts at >= high queued writes and ends at <= low.
     read_capacity, write_capacity: entries accepted per queue, <= shape.queue.
     rank_shift, group_shift, bank_shift, row_shift, row_mask: fields of the in-channel block number.
+    bank_hash: 1 exchanges banks by the low row bits (permutation-based page interleaving, Zhang et al., MICRO 2000),
+        so that streams a power of two apart do not meet in the same bank.
     hit_first: 1 lets a ready row hit pass older commands and protects a row with queued hits from PRE.
     """
 
@@ -78,6 +80,7 @@ class DramParams(struct.PyTreeNode):
     bank_shift: Array
     row_shift: Array
     row_mask: Array
+    bank_hash: Array
     hit_first: Array
 
 
@@ -381,8 +384,9 @@ def _place_of(params: DramParams, s: DramState, block: Array) -> Array:
     rank = (block >> params.rank_shift) & (ranks - 1)
     group = (block >> params.group_shift) & (groups // ranks - 1)
     bank = (block >> params.bank_shift) & (banks // groups - 1)
-    flat = rank + group * ranks + bank * groups
     row = (block >> params.row_shift) & params.row_mask
+    bank ^= jnp.where(params.bank_hash > 0, row & (banks // groups - 1), 0)
+    flat = rank + group * ranks + bank * groups
     hit = pick(s.open_row, flat) == row
     return jnp.where(hit, ROW_HIT, 0) | (row << BANK_BITS) | flat
 
@@ -393,6 +397,14 @@ def _bit_per_bank(flags: Array) -> Array:
     width = min(banks, 32)
     bits = flags.reshape(c, banks // width, width).astype(jnp.uint32) << jnp.arange(width, dtype=jnp.uint32)
     return jnp.sum(bits, axis=2, dtype=jnp.uint32)
+
+
+def _banks_of(place: Array, chosen: Array, words: int) -> Array:
+    """uint32[C, words]: the banks of the chosen entries (bool[C, Q]), bit by bit as in `_bit_per_bank`."""
+    bank = place & BANK_MASK
+    bit = jnp.uint32(1) << (bank & 31).astype(jnp.uint32)
+    mine = [jnp.where(chosen & (bank >> 5 == word), bit, jnp.uint32(0)) for word in range(words)]
+    return jnp.stack([lax.reduce(bits, jnp.uint32(0), lax.bitwise_or, (1,)) for bits in mine], axis=1)
 
 
 def _bit_of(masks: Array, bank: Array) -> Array:
@@ -407,7 +419,7 @@ def _best_of_queue(params: DramParams, s: DramState, ready: Array, consult: Arra
     """The oldest entry of the current queue whose next command is ready (with hit_first: the oldest ready hit).
 
     Readiness is a property of the bank: one bit per bank for row hits, one for all others (ACT where the bank is
-    closed, PRE where it is open).
+    closed, PRE where it is open). With hit_first no PRE closes a row that the queue still has hits for.
     """
     write = s.write_mode
     key = jnp.where(write[:, None], s.key[:, 1], s.key[:, 0])
@@ -416,7 +428,10 @@ def _best_of_queue(params: DramParams, s: DramState, ready: Array, consult: Arra
     other_ready = jnp.where(s.open_row >= 0, ready[:, :, PRE], ready[:, :, ACT])
     bank = place & BANK_MASK
     row_hit = (place & ROW_HIT) != 0
-    can = jnp.where(row_hit, _bit_of(_bit_per_bank(access_ready), bank), _bit_of(_bit_per_bank(other_ready), bank))
+    hit_banks, other_banks = _bit_per_bank(access_ready), _bit_per_bank(other_ready)
+    wanted_rows = _banks_of(place, row_hit & (key != FAR), hit_banks.shape[1])
+    other_banks &= ~jnp.where(params.hit_first > 0, wanted_rows, jnp.uint32(0))
+    can = jnp.where(row_hit, _bit_of(hit_banks, bank), _bit_of(other_banks, bank))
     later = jnp.where(row_hit, 0, params.hit_first << 30)
     best = jnp.min(jnp.where(can, key | later, FAR), axis=1)
 
@@ -430,8 +445,7 @@ def _best_of_queue(params: DramParams, s: DramState, ready: Array, consult: Arra
     closed = pick(s.open_row, its_bank) < 0
     command = jnp.where(hit, jnp.where(write, WR, RD), jnp.where(closed, ACT, PRE))
     under_active = pick(s.active_arrival, its_bank) != FAR
-    under_hits = (params.hit_first > 0) & jnp.any(row_hit & (bank == its_bank[:, None]) & (key != FAR), axis=1)
-    found = found & ~((command == PRE) & (under_active | under_hits))
+    found = found & ~((command == PRE) & under_active)
     row = (its_place & ~ROW_HIT) >> BANK_BITS
     return found, _Choice(found, command, its_bank, row, meta, arrival, write, found, slot)
 

@@ -187,6 +187,7 @@ def _controller_params(spec: dict[str, Any]) -> dram.DramParams:
         "bank_shift": slices["bank"]["lsb"] - 5,
         "row_shift": slices["row"]["lsb"] - 5,
         "row_mask": (1 << slices["row"]["bits"]) - 1,
+        "bank_hash": 0,
         "hit_first": 0,
     }
     return dram.DramParams(timing=jnp.asarray(timing), **{k: jnp.int32(v) for k, v in values.items()})
