@@ -34,9 +34,10 @@ TILE_OVERHEAD_CYCLES = 500
 UNHIDDEN = 0.5
 """Share of the shorter of computing and transferring that the search takes as not overlapped.
 
-This and the overhead steer the search only, no timing depends on them. Simulated cycles of ResNet-50 on the server
-preset for (overhead, share): (64, 1/4) 416,115; (64, 1) 393,821; (300, 1/4) 402,185; (400, 1/2) 391,104;
-(1000, 1/2) 382,156; (1000, 1) 384,353; (1500, 1/4) 385,229.
+This and the overhead steer the search only, no timing depends on them. Both were set by hand after simulating
+ResNet-50 on the server preset only. Its cycles for (overhead, share) at commit 6f11c2a: (500, 1/2) 375,986; (300, 1)
+380,450; (1000, 1/2) 375,367; (3000, 1/2) 368,338. The last is faster, with a single tile on most cores; it was not taken
+since nothing would overlap where DRAM is slower. An earlier version of the model took 8 % longer with (64, 1/4).
 """
 
 IDLE_CORE_FACTOR = 4
