@@ -36,8 +36,8 @@ UNHIDDEN = 0.5
 
 This and the overhead steer the search only, no timing depends on them. Both were set by hand after simulating
 ResNet-50 on the server preset only. Its cycles for (overhead, share) at commit 6f11c2a: (500, 1/2) 375,986; (300, 1)
-380,450; (1000, 1/2) 375,367; (3000, 1/2) 368,338. The last is faster, with a single tile on most cores; it was not taken
-since nothing would overlap where DRAM is slower. An earlier version of the model took 8 % longer with (64, 1/4).
+380,450; (1000, 1/2) 375,367; (3000, 1/2) 368,338. The last is faster, with a single tile on most cores; it was not
+taken since nothing would overlap where DRAM is slower. An earlier version of the model took 8 % longer with (64, 1/4).
 """
 
 IDLE_CORE_FACTOR = 4
