@@ -152,7 +152,7 @@ def params_of(hw: HwConfig, *, compat: bool, max_cycles: int | None, idle_skip: 
         "min_rows": MIN_ROWS,
         "exposed_preload": 0 if compat else 1,
         "drains": [0 if compat else int(core.drains_between_tiles) for core in cores],
-        "keep_acc_half": 0 if compat else 1,
+        "ordered_chains": 0 if compat else 1,
         "wrapper_capacity": wrapper,
         "idle_skip": int(idle_skip),
         "max_cycles_high": limit >> RADIX_BITS,

@@ -243,6 +243,18 @@ def _fetch(program: ProgramTables, which: Array, s: CoreState) -> tuple[Array, _
     return rows, front
 
 
+def _waits_in_chain(params: NpuParams, s: CoreState) -> Array:
+    """bool[C, 2]: the slot's tile continues the sums of the front tile, which has not issued everything yet.
+
+    Two resident tiles share an accumulator half only in a chain of partial sums. Without this rule the last tile could
+    store sums to which an earlier one has yet to add.
+    """
+    front_busy = pick(s.row < s.end_row, s.front)
+    chained = jnp.all(s.resident, axis=1) & (s.acc_half[:, 0] == s.acc_half[:, 1])
+    waits = (params.ordered_chains > 0) & chained & front_busy
+    return one_hot(jnp.where(waits, 1 - s.front, -1), 2)
+
+
 def _issue(
     shape: NpuShape, params: NpuParams, program: ProgramTables, which: Array, room: Array, s: CoreState, on: Array
 ) -> tuple[CoreState, Array]:
@@ -260,6 +272,7 @@ def _issue(
     opens_tile = (front.op == Op.SYSTOLIC) & ~s.streaming & (params.drains > 0)[:, None]
     execute_ready &= ~opens_tile | (s.systolic_count == 0)[:, None]
     ready = on & front.exists & jnp.where(memory, memory_ready, execute_ready)
+    ready &= ~(_waits_in_chain(params, s) & (front.op != Op.LOAD))
 
     both = s.resident[:, 0] & s.resident[:, 1]
     begin = jnp.where(both, s.issue_from, 0)

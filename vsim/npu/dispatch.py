@@ -95,7 +95,7 @@ def _place(
     partner = jnp.where(s.resident[:, 0], 0, 1)
     partner_spad = jnp.where(occupied, pick(s.spad_half, partner), 0)
     partner_acc = jnp.where(occupied, pick(s.acc_half, partner), 0)
-    kept_acc = jnp.where(params.keep_acc_half > 0, s.previous_acc, partner_acc)
+    kept_acc = jnp.where(params.ordered_chains > 0, s.previous_acc, partner_acc)
     continues = (
         (fields[:, TileCol.ACCUMULATE] > 0)
         & (fields[:, TileCol.LAYER] == s.previous_layer)

@@ -83,8 +83,9 @@ class NpuParams(struct.PyTreeNode):
     """1: new weights hide behind the preceding pass only (Gemmini's RTL); 0: ONNXim's rule."""
     drains: Array
     """int32[C], 1: a tile's first pass waits until the array is empty."""
-    keep_acc_half: Array
-    """1: an accumulate tile keeps the half of the tile before it even on an empty core; 0: ONNXim's quirk Q7."""
+    ordered_chains: Array
+    """1: an accumulate tile keeps the half of the tile before it even on an empty core, and computes and stores after
+    it; 0: ONNXim's quirk Q7, and whichever tile has its operands first computes first."""
     wrapper_capacity: Array
     idle_skip: Array
     max_cycles_high: Array
