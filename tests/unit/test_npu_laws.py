@@ -1,0 +1,207 @@
+"""Laws of the batch engine and the step: what may change the speed of a run must not change its result.
+
+All points share one machine shape (the small mobile chip of the golden rows), so that one compilation serves them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hwconfigs import ConfigError
+from lowering.onnxim import lower_onnxim
+from lowering.program import ROW_COLUMNS, Col, LayerInfo, Op, Program
+from tests import models
+from tests.golden.onnxim_reference import CONFIGURATIONS
+from vsim import engine
+from vsim.api import SimPoint, simulate
+from vsim.npu import dispatch
+from vsim.npu.compile import params_of, program_needs, shape_of, stack_params, tables_of
+from vsim.npu.machine import NpuMachine
+from vsim.npu.results import result_of
+from vsim.npu.types import NpuShape
+
+HW = CONFIGURATIONS["mobile_c1"]
+
+
+@cache
+def matrix(n: int, k: int, m: int) -> Program:
+    """A small matrix product."""
+    return lower_onnxim(models.mm(n, k, m), HW)
+
+
+def timing_points() -> list[SimPoint]:
+    """Ten points that differ in timing and size; the longest takes about ten times the cycles of the shortest."""
+    variants = [
+        {"dram.timing.nRP": 10 + index, "noc.latency_cycles": 1 + index % 3, "clocks.dram_mhz": 300 + 40 * index}
+        for index in range(5)
+    ]
+    sizes = [(64, 64, 64), (16, 40, 24)]
+    return [SimPoint(HW.with_overrides(variant), matrix(*size), compat=True) for variant in variants for size in sizes]
+
+
+@cache
+def reference() -> list[dict]:
+    """The points side by side."""
+    return [result.to_json() for result in simulate(timing_points())]
+
+
+def test_points_differ_and_end_well() -> None:
+    """The comparison below would prove nothing on equal or failed lanes."""
+    assert {result["status"] for result in reference()} == {"ok"}
+    assert len({result["cycles"] for result in reference()}) == len(reference())
+
+
+def test_lanes_apart() -> None:
+    """A lane does not notice its neighbours."""
+    for index in (0, 3):
+        [alone] = simulate([timing_points()[index]])
+        assert alone.to_json() == reference()[index]
+
+
+def test_permuted_lanes() -> None:
+    """The order of the points is the order of the results."""
+    order = np.random.default_rng(0).permutation(len(reference()))
+    permuted = simulate([timing_points()[index] for index in order])
+    assert [result.to_json() for result in permuted] == [reference()[index] for index in order]
+
+
+def test_refilled_lanes() -> None:
+    """Four places for ten points; every result is reported once, when its lane ends."""
+    seen: list[int] = []
+    results = simulate(timing_points(), lanes=4, on_result=lambda index, _: seen.append(index))
+    assert [result.to_json() for result in results] == reference()
+    assert sorted(seen) == list(range(len(results)))
+
+
+@pytest.mark.parametrize("chunk", [37, 1000])
+def test_chunks(chunk: int) -> None:
+    """Clocks are rebased after every chunk, here hundreds of times."""
+    results = simulate(timing_points(), chunk_iterations=chunk)
+    assert [result.to_json() for result in results] == reference()
+
+
+def test_idle_skip() -> None:
+    """Skipping saves iterations and changes nothing else."""
+    ticking = simulate(timing_points(), idle_skip=False)
+    assert [result.to_json() for result in ticking] == reference()
+
+
+def test_a_sweep_over_traced_values_compiles_once() -> None:
+    """Timing, clocks and latencies are traced: no new shape, no new trace."""
+    before = engine.compile_machine.cache_info().misses
+    reference()
+    machines = engine.compile_machine.cache_info().misses
+    more = [
+        SimPoint(HW.with_overrides({"dram.timing.nRCD": 8 + index, "clocks.core_mhz": 900 + index}), p.program, True)
+        for index, p in enumerate(timing_points())
+    ]
+    machine = NpuMachine(_shape(timing_points()))
+    compiled = engine.compile_machine(machine, min(len(jax.local_devices()), len(more)))
+    traces = compiled.advance._cache_size()
+    simulate(more)
+    assert engine.compile_machine.cache_info().misses == max(machines, before)
+    assert compiled.advance._cache_size() == traces
+
+
+def _shape(points: list[SimPoint]) -> NpuShape:
+    needs = [program_needs(point.program) for point in points]
+    most = [max(getattr(need, field.name) for need in needs) for field in dataclasses.fields(needs[0])]
+    return shape_of(HW, type(needs[0])(*most), compat=True)
+
+
+def test_cycle_limit_ends_only_its_lane() -> None:
+    """A limit is a named status, and the figures are those up to it."""
+    points = timing_points()
+    points[2] = dataclasses.replace(points[2], max_cycles=1500)
+    results = [result.to_json() for result in simulate(points)]
+    assert results[2]["status"] == "cycle_limit"
+    assert 1500 <= results[2]["cycles"] < 1500 + 20
+    assert results[2]["layers"][0]["finish_cycle"] is None
+    assert [r for i, r in enumerate(results) if i != 2] == [r for i, r in enumerate(reference()) if i != 2]
+
+
+def hand_made(*rows: dict[Col, int]) -> Program:
+    """A program of one tile with the given rows."""
+    table = np.zeros((len(rows), ROW_COLUMNS), np.int32)
+    for index, row in enumerate(rows):
+        table[index, [Col.COUNT0, Col.COUNT1, Col.COUNT2, Col.PERIOD_REQUESTS, Col.PERIOD_PITCH_BLOCKS]] = 1
+        for column, value in row.items():
+            table[index, column] = value
+    return Program(
+        name="hand",
+        rows=table,
+        tiles=np.asarray([[0, len(rows), 0, 0, 0]], np.int32),
+        schedule=np.asarray([[[0, 1]]], np.int32),
+        pattern=np.zeros(0, np.int32),
+        layers=(LayerInfo("hand", "Hand"),),
+        spad_entries=2,
+        acc_entries=2,
+    )
+
+
+LOAD = {Col.OP: Op.LOAD, Col.REQUESTS: 1, Col.REQUESTS_LAST: 1, Col.PATTERN_START: -1}
+
+
+def test_deadlock_is_named() -> None:
+    """An operation that waits for an entry which nothing loads; a sound lane beside it ends well."""
+    waits = {Col.OP: Op.VECTOR, Col.SRC_A: 1, Col.SRC_B: -1, Col.SIZE1: 1, Col.SIZE2: 1}
+    points = [SimPoint(HW, hand_made(LOAD, waits), compat=True), timing_points()[1]]
+    stuck, sound = simulate(points)
+    assert stuck.status == "deadlock"
+    assert sound.to_json() == reference()[1]
+
+
+def test_entry_conflict_is_named() -> None:
+    """Two loads into one entry."""
+    [result] = simulate([SimPoint(HW, hand_made(LOAD, LOAD), compat=True), timing_points()[1]])[:1]
+    assert result.status == "program_entry_conflict"
+
+
+def test_overflow_is_named() -> None:
+    """ONNXim's queues are unbounded; where the arrays are not large enough the lane says so."""
+    point = timing_points()[0]
+    shape = dataclasses.replace(_shape([point]), inflight=64, descriptors=16)
+    ended = []
+    engine.run(
+        NpuMachine(shape),
+        tables_of([point.program], shape),
+        stack_params([params_of(point.hw, compat=True, max_cycles=None, idle_skip=True)]),
+        jnp.zeros(1, jnp.int32),
+        [1.0],
+        width=1,
+        on_lane=lambda _, state: ended.append(result_of(point.hw, point.program, state)),
+    )
+    assert ended[0].status == "overflow_noc_requests"
+
+
+def test_cycles_beyond_two_to_the_thirty() -> None:
+    """A lane whose clock starts just below the radix of the two-word time goes on counting."""
+    point = timing_points()[0]
+    machine = NpuMachine(_shape(timing_points()))
+    shared = tables_of([point.program], machine.shape)
+    params = params_of(point.hw, compat=True, max_cycles=None, idle_skip=True)
+    offset = (1 << dispatch.RADIX_BITS) - 100
+    state = machine.init(shared, jax.tree.map(jnp.asarray, params), jnp.int32(0))
+    state = state.replace(core=state.core.replace(base_low=jnp.int32(offset)))
+    compiled = engine.compile_machine(machine, 1)
+    batch = jax.tree.map(lambda leaf: leaf[None], state)
+    alive = True
+    while alive:
+        batch, living, _ = compiled.advance(shared, stack_params([params]), batch, jnp.int32(500))
+        alive = bool(living[0])
+    late = result_of(point.hw, point.program, jax.tree.map(lambda leaf: np.asarray(leaf[0]), batch))
+    assert late.cycles == reference()[0]["cycles"] + offset
+    assert late.layers[0]["finish_cycle"] == reference()[0]["layers"][0]["finish_cycle"] + offset
+
+
+def test_hardware_that_is_not_modelled_is_refused_before_anything_runs() -> None:
+    """A configuration may say what vsim cannot simulate yet."""
+    hw = HW.with_overrides({"noc.kind": "booksim2"})
+    with pytest.raises(ConfigError, match="booksim2"):
+        simulate([SimPoint(hw, matrix(16, 40, 24), compat=True)])
