@@ -1,0 +1,138 @@
+"""The cycle-level model equals recorded runs of ONNXim: layer finishes, totals, requests and row states.
+
+In one batch, one by one, and without idle skip. Rows of one machine share a batch whatever their size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lowering import lower
+from lowering.onnxim import lower_onnxim
+from tests.golden.onnxim_reference import ABORTS, ROWS, Case, GoldenRow, load_cases
+from vsim.api import SimPoint, SimResult, simulate
+
+DEFAULT_CYCLES = 60_000
+"""Longer rows take minutes on a busy machine and run in `make check-long`."""
+MOST_CPU_SECONDS = 5.0
+"""Recorded cases that took the original longer are left out."""
+
+ALONE = ("server-mm_128_128_128", "mobile_c4-mm_64_64_64", "mobile_c1-mm_64_64_64")
+"""One machine each; every other row alone is a slow test."""
+
+
+def points(rows: list[GoldenRow] | tuple[GoldenRow, ...]) -> list[SimPoint]:
+    return [SimPoint(row.hw, lower_onnxim(row.model, row.hw), compat=True, label=str(row)) for row in rows]
+
+
+def figures(result: SimResult) -> dict[str, Any]:
+    """What a recording says of a run."""
+    dram = result.dram
+    return {
+        "status": result.status,
+        "finishes": tuple(layer["finish_cycle"] for layer in result.layers),
+        "total": result.cycles,
+        "row_states": (dram["row_hits"], dram["row_misses"], dram["row_conflicts"]),
+    }
+
+
+def recorded(row: GoldenRow) -> dict[str, Any]:
+    return {"status": "ok", "finishes": row.finishes, "total": row.total, "row_states": row.row_states}
+
+
+def check_rows(rows: list[GoldenRow] | tuple[GoldenRow, ...], **options: Any) -> None:
+    results = simulate(points(rows), **options)
+    ours = {str(row): figures(result) for row, result in zip(rows, results, strict=True)}
+    assert ours == {str(row): recorded(row) for row in rows}
+
+
+def test_rows_in_one_batch():
+    rows = [row for row in ROWS if row.total < DEFAULT_CYCLES]
+    assert len(rows) >= 14
+    check_rows(rows)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if str(row) in ALONE], ids=str)
+def test_row_alone_with_and_without_idle_skip(row: GoldenRow):
+    [point] = points([row])
+    [skipping], [ticking] = simulate([point]), simulate([point], idle_skip=False)
+    assert figures(skipping) == recorded(row)
+    assert ticking.to_json() == skipping.to_json()
+    assert ticking.iterations > skipping.iterations
+
+
+@pytest.mark.slow
+def test_all_rows_in_one_batch():
+    check_rows(ROWS)
+
+
+@pytest.mark.slow
+def test_all_rows_in_one_batch_without_idle_skip():
+    check_rows(ROWS, idle_skip=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_every_row_alone(row: GoldenRow):
+    check_rows([row])
+
+
+def matrix_cases(cases: dict[str, Case]) -> dict[str, Case]:
+    """Cases of a single matrix multiplication or Gemm that the original ran within seconds, on modelled hardware."""
+    return {
+        name: case
+        for name, case in cases.items()
+        if ("matmul" in name or "gemm" in name)
+        and case.data["cpu_s"] <= MOST_CPU_SECONDS
+        and case.data["config"]["icnt_type"] == "simple"
+        and case.data["config"]["dram_type"] != "ramulator"
+    }
+
+
+@pytest.mark.slow
+def test_all_recorded_matrix_cases(shared, tmp_path):
+    cases = matrix_cases(load_cases(shared))
+    assert len(cases) >= 40
+    hardware = [case.hw(tmp_path) for case in cases.values()]
+    batch = [
+        SimPoint(hw, lower_onnxim(case.model_path, hw), compat=True, label=name)
+        for hw, (name, case) in zip(hardware, cases.items(), strict=True)
+    ]
+    for case, result in zip(cases.values(), simulate(batch), strict=True):
+        ours = figures(result)
+        assert (ours["status"], list(ours["finishes"]), ours["total"]) == (
+            "ok",
+            case.finishes,
+            case.data["total_cycles"],
+        ), case.name
+        dram = {key: value for key, value in (case.data["dram"] or {}).items() if value is not None}
+        reads_and_states = {
+            "mem_reads": result.dram["reads"],
+            "mem_writes": result.dram["writes"],
+            "dram_row_hits": result.dram["row_hits"],
+            "dram_row_misses": result.dram["row_misses"],
+            "dram_row_conflicts": result.dram["row_conflicts"],
+        }
+        assert dram.items() <= reads_and_states.items(), case.name
+
+
+@pytest.mark.slow
+def test_matrix_cases_that_abort_the_original(shared, tmp_path):
+    """In compat mode and in the corrected default mode."""
+    aborted = [case for name, case in load_cases(shared, ABORTS).items() if "matmul" in name]
+    assert {case.name for case in aborted} == {"V_spad256_matmul_512_768_768", "V_cores8_matmul_512_768_768"}
+    hardware = [case.hw(tmp_path) for case in aborted]
+    compat = [
+        SimPoint(hw, lower_onnxim(case.model_path, hw), compat=True) for hw, case in zip(hardware, aborted, strict=True)
+    ]
+    default = [SimPoint(hw, lower(case.model_path, hw)) for hw, case in zip(hardware, aborted, strict=True)]
+    for point, result in zip([*compat, *default], simulate([*compat, *default]), strict=True):
+        assert result.status == "ok"
+        [layer] = point.program.layers
+        assert result.dram["reads"] * point.hw.dram.request_bytes == layer.load_bytes
+        assert result.dram["writes"] * point.hw.dram.request_bytes == layer.store_bytes
+        # No faster than the array: at most rows x columns multiplications a cycle and core.
+        core = point.hw.core(0)
+        assert result.cycles >= layer.macs / (core.rows * core.cols * point.hw.cores.count)
