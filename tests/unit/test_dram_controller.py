@@ -298,9 +298,14 @@ def test_lanes_do_not_disturb_each_other():
 
 
 def test_row_hits_first_keeps_a_row_open():
-    """Two rows of a bank asked for in turn: with row hits first each row is opened once."""
-    step = Memory.of("DDR4_2400").row_step()
-    turns = Stream.at_once([step * (i % 2) + i // 2 * 4 for i in range(64)])
-    hits_first = Memory.of("DDR4_2400", refresh=False).run([turns])[0]
-    assert (hits_first.row_hits, hits_first.row_misses, hits_first.row_conflicts) == (62, 1, 1)
-    assert hits_first.complete.max() < oldest_first.complete.max()
+    """Two rows of a bank asked for in turn, reads too far apart to hide a PRE: with hits first each row opens once."""
+
+    def memory(scheduler: str) -> Memory:
+        return Memory.of("DDR4_2400", refresh=False, scheduler=scheduler, timing={"nCCDL": 60, "nCCDS": 60})
+
+    step = memory("fr_fcfs").row_step()
+    turns = Stream.at_once([step * (i % 2) + i // 2 * 4 for i in range(32)])
+    hits_first, oldest_first = (memory(name).run([turns])[0] for name in ("fr_fcfs", "fr_fcfs_first_ready"))
+    assert (hits_first.row_hits, hits_first.row_misses, hits_first.row_conflicts) == (30, 1, 1)
+    assert oldest_first.row_conflicts > 10
+    assert hits_first.complete.max() <= oldest_first.complete.max()
