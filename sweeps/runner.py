@@ -39,10 +39,10 @@ class Observer:
     def lowering(self, done: int, total: int) -> None:
         """Take note that `done` of `total` points are lowered."""
 
-    def simulating(self, before: int, progress: Progress, finished_cycles: int) -> None:
+    def simulating(self, before: int, progress: Progress) -> None:
         """Take note of simulation progress.
 
-        before: points that had ended before the simulation began; finished_cycles: summed over the lanes done.
+        before: points that had ended before the simulation began.
         """
 
 
@@ -90,16 +90,12 @@ def _run_points(
         folder.append(digest, {"status": STATUS_NOT_LOWERED, "message": str(error)})
     runnable = [point for point in todo if point.digest in programs]
 
-    finished_cycles = 0
-
     def keep(index: int, result: SimResult) -> None:
-        nonlocal finished_cycles
         folder.append(runnable[index].digest, result.to_json())
-        finished_cycles += result.cycles
 
     def advance(progress: Progress) -> None:
         record.lane_cycles = progress.lane_cycles
-        observer.simulating(reused + len(errors), progress, finished_cycles)
+        observer.simulating(reused + len(errors), progress)
 
     sim_points = [_sim_point(point, programs[point.digest]) for point in runnable]
     simulate(sim_points, on_progress=advance, on_result=keep, lanes=lanes)

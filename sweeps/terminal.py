@@ -48,9 +48,9 @@ class ProgressReport(Observer):
         """Show how many points are lowered."""
         self._show("lowering", done, total, "")
 
-    def simulating(self, before: int, progress: Progress, finished_cycles: int) -> None:
+    def simulating(self, before: int, progress: Progress) -> None:
         """Show how many points are finished, how fast lanes advance, and the time left at this pace."""
-        speed = _speed(progress, finished_cycles)
+        speed = _speed(progress)
         self._show("simulating", before + progress.lanes_done, before + progress.lanes_total, speed)
 
     def _show(self, stage: str, done: int, total: int, speed: str) -> None:
@@ -64,16 +64,15 @@ class ProgressReport(Observer):
             self._console.print(f"{stage}: {done}/{total} points" + (f", {speed}" if speed else ""), soft_wrap=True)
 
 
-def _speed(progress: Progress, finished_cycles: int) -> str:
-    """Return lane-cycles per second and, once a lane is done, the time left if the others are as long on average."""
+def _speed(progress: Progress) -> str:
+    """Return lane-cycles per second and, once a lane is done, the time left at that speed."""
     if not progress.seconds or not progress.lane_cycles:
         return ""
     speed = progress.lane_cycles / progress.seconds
     text = f"{speed:,.0f} lane-cycles/s"
-    if not progress.lanes_done:
+    if not progress.expected_lane_cycles:
         return text
-    expected = finished_cycles / progress.lanes_done * progress.lanes_total
-    return f"{text}, {format_seconds(max(expected - progress.lane_cycles, 0) / speed)} left"
+    return f"{text}, {format_seconds((progress.expected_lane_cycles - progress.lane_cycles) / speed)} left"
 
 
 def format_seconds(seconds: float) -> str:

@@ -54,7 +54,7 @@ def simulate(
     """
     devices.prepare()
     results: list[SimResult | None] = [None] * len(points)
-    totals = _Totals(len(points), on_progress)
+    totals = _Totals([_estimate(point) for point in points], on_progress)
     for members, machine in _groups(points):
 
         def keep(index: int, state: Any, members: list[int] = members) -> None:
@@ -66,12 +66,14 @@ def simulate(
         group = [points[index] for index in members]
         programs, which = _distinct([point.program for point in group])
         params = [params_of(p.hw, compat=p.compat, max_cycles=p.max_cycles, idle_skip=idle_skip) for p in group]
+        estimates = [_estimate(point) for point in group]
+        totals.begin_group(estimates)
         engine.run(
             machine,
             tables_of(programs, machine.shape),
             stack_params(params),
             jnp.asarray(which, jnp.int32),
-            [_estimate(point) for point in group],
+            estimates,
             width=lanes,
             on_lane=keep,
             on_progress=totals.of_group,
@@ -84,16 +86,25 @@ def simulate(
 class _Totals:
     """Adds the progress of the groups up to the progress of the whole."""
 
-    def __init__(self, points: int, report: Callable[[Progress], None] | None) -> None:
-        self._points, self._report = points, report
-        self._before = self._latest = Progress(0, points, 0, 0.0)
+    def __init__(self, estimates: Sequence[float], report: Callable[[Progress], None] | None) -> None:
+        self._points, self._left, self._report = len(estimates), sum(estimates), report
+        self._before = self._latest = Progress(0, self._points, 0, 0.0)
+        self._group = 0.0
+
+    def begin_group(self, estimates: Sequence[float]) -> None:
+        self._group = sum(estimates)
+        self._left -= self._group
 
     def of_group(self, progress: Progress) -> None:
+        # Groups to come are expected to exceed their estimates as this one does.
+        of_group = progress.expected_lane_cycles
+        expected = of_group * (1 + self._left / self._group) if self._group else of_group
         self._latest = Progress(
             self._before.lanes_done + progress.lanes_done,
             self._points,
             self._before.lane_cycles + progress.lane_cycles,
             self._before.seconds + progress.seconds,
+            self._before.lane_cycles + int(expected) if of_group else 0,
         )
         if self._report is not None:
             self._report(self._latest)

@@ -164,6 +164,13 @@ def run(
             mask[refilled] = True
             state = compiled.replace(jnp.asarray(mask), state, fresh)
         if on_progress is not None:
-            running = float(elapsed[alive].sum())
-            cycles = int(finished_cycles + running)
-            on_progress(Progress(int(harvested.sum()), total, cycles, time.perf_counter() - started))
+            cycles = int(finished_cycles + float(elapsed[alive].sum()))
+            expected = _expected(np.asarray(estimates, float), harvested, finished_cycles)
+            seconds = time.perf_counter() - started
+            on_progress(Progress(int(harvested.sum()), total, cycles, seconds, max(expected, cycles)))
+
+
+def _expected(estimates: np.ndarray, harvested: np.ndarray, finished_cycles: float) -> int:
+    """Cycles of all lanes together, from the estimates and what the harvested lanes really took; 0 if none has ended."""
+    known = estimates[harvested].sum()
+    return int(finished_cycles / known * estimates.sum()) if known else 0
