@@ -57,6 +57,8 @@ class Progress:
     lanes_total: int
     lane_cycles: int
     seconds: float
+    expected_lane_cycles: int = 0
+    """Estimate of `lane_cycles` at the end; 0 while no lane has ended."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +169,11 @@ def run(
             cycles = int(finished_cycles + float(elapsed[alive].sum()))
             expected = _expected(np.asarray(estimates, float), harvested, finished_cycles)
             seconds = time.perf_counter() - started
-            on_progress(Progress(int(harvested.sum()), total, cycles, seconds, max(expected, cycles)))
+            expected = max(expected, cycles) if expected else 0
+            on_progress(Progress(int(harvested.sum()), total, cycles, seconds, expected))
 
 
 def _expected(estimates: np.ndarray, harvested: np.ndarray, finished_cycles: float) -> int:
-    """Cycles of all lanes together, from the estimates and what the harvested lanes really took; 0 if none has ended."""
+    """Cycles of all lanes together, from the estimates and what harvested lanes really took; 0 if none has ended."""
     known = estimates[harvested].sum()
     return int(finished_cycles / known * estimates.sum()) if known else 0
