@@ -16,9 +16,6 @@ from tests.conftest import DATA
 from vsim.cli import main
 from vsim.npu.replay import replay
 
-# One worker runs all of these, so that each controller is compiled once.
-pytestmark = pytest.mark.xdist_group("dram_replay")
-
 TRACES = DATA / "dram"
 HBM2 = [
     TRACES / "HBM2_fork" / f"{name}.npz"

@@ -25,9 +25,6 @@ from vsim.npu.compile import ProgramNeeds, params_of, shape_of
 from vsim.npu.dram import DramParams
 from vsim.npu.replay import Replayed, Trace, run_batch
 
-# One worker runs all of these: standards of the same organisation share compiled code.
-pytestmark = pytest.mark.xdist_group("dram_controller")
-
 LANES, LONGEST = 8, 2048
 """Every batch has this many lanes and one stream of this length: nothing but a new organisation compiles."""
 STANDARDS = standard_names()
