@@ -63,6 +63,12 @@ def test_row_alone_with_and_without_idle_skip(row: GoldenRow):
     assert ticking.iterations > skipping.iterations
 
 
+def test_chunks_of_the_fixed_latency_memory():
+    """Its ready times are kept with the requests: clocks restart after every chunk, here a hundred times."""
+    [row] = [row for row in ROWS if row.overrides.get("dram.standard") == "simple" and row.workload == "mm_256_256_256"]
+    check_rows([row], chunk_iterations=17)
+
+
 @pytest.mark.slow
 def test_all_rows_in_one_batch():
     check_rows(ROWS)

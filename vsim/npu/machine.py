@@ -33,7 +33,7 @@ class NpuMachine:
 
     def rebase(self, state: NpuState) -> NpuState:
         """Restart the clocks' counts."""
-        return lanes.rebase(state)
+        return lanes.rebase(self.shape, state)
 
     def elapsed(self, state: NpuState) -> Array:
         """Core cycles."""

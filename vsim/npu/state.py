@@ -49,13 +49,18 @@ def _init_core(shape: NpuShape) -> CoreState:
     )  # fmt: skip
 
 
-def rebase(s: NpuState) -> NpuState:
+def rebase(shape: NpuShape, s: NpuState) -> NpuState:
     """Move the origin of every clock to the present, so that int32 cycle counts never wrap.
 
     Exact: differences between a clock and the times kept with it do not change, except that times before PAST, which
     no rule can tell from PAST, stay there.
     """
-    return s.replace(core=_rebase_core(s.core), noc=_rebase_noc(s.noc), dram=_rebase_dram(s.dram))
+    network = _rebase_noc(s.noc)
+    if shape.fixed_latency_dram:
+        # Requests in the input buffers carry their ready tick; of those on the way there nobody reads this field.
+        by = s.dram.clock
+        network = network.replace(block=_earlier(network.block, by), latest_ready=_earlier(network.latest_ready, by))
+    return s.replace(core=_rebase_core(s.core), noc=network, dram=_rebase_dram(s.dram))
 
 
 def _earlier(times: Array, by: Array) -> Array:
