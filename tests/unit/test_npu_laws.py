@@ -23,7 +23,7 @@ from vsim.api import SimPoint, simulate
 from vsim.npu import dispatch
 from vsim.npu.compile import params_of, program_needs, shape_of, stack_params, tables_of
 from vsim.npu.machine import NpuMachine
-from vsim.npu.results import result_of
+from vsim.npu.results import SimResult, result_of
 from vsim.npu.types import NpuShape
 
 HW = CONFIGURATIONS["mobile_c1"]
@@ -157,6 +157,29 @@ def test_deadlock_is_named() -> None:
     assert sound.to_json() == reference()[1]
 
 
+def test_memory_that_is_stuck_is_a_deadlock() -> None:
+    """Controllers without room for a single read under way: refreshes go on for ever, yet nothing will move."""
+    point = timing_points()[1]
+    shape = shape_of(HW, program_needs(point.program), compat=False)
+    shape = dataclasses.replace(shape, dram=dataclasses.replace(shape.dram, pending=1))
+    assert _run_on(shape, point, compat=False).status == "deadlock"
+
+
+def _run_on(shape: NpuShape, point: SimPoint, *, compat: bool) -> SimResult:
+    """One point on a shape of our choice."""
+    ended = []
+    engine.run(
+        NpuMachine(shape),
+        tables_of([point.program], shape),
+        stack_params([params_of(point.hw, compat=compat, max_cycles=None, idle_skip=True)]),
+        jnp.zeros(1, jnp.int32),
+        [1.0],
+        width=1,
+        on_lane=lambda _, state: ended.append(result_of(point.hw, point.program, state)),
+    )
+    return ended[0]
+
+
 def test_entry_conflict_is_named() -> None:
     """Two loads into one entry."""
     [result] = simulate([SimPoint(HW, hand_made(LOAD, LOAD), compat=True), timing_points()[1]])[:1]
@@ -167,17 +190,7 @@ def test_overflow_is_named() -> None:
     """ONNXim's queues are unbounded; where the arrays are not large enough the lane says so."""
     point = timing_points()[0]
     shape = dataclasses.replace(_shape([point]), inflight=64, descriptors=16)
-    ended = []
-    engine.run(
-        NpuMachine(shape),
-        tables_of([point.program], shape),
-        stack_params([params_of(point.hw, compat=True, max_cycles=None, idle_skip=True)]),
-        jnp.zeros(1, jnp.int32),
-        [1.0],
-        width=1,
-        on_lane=lambda _, state: ended.append(result_of(point.hw, point.program, state)),
-    )
-    assert ended[0].status == "overflow_noc_requests"
+    assert _run_on(shape, point, compat=True).status == "overflow_noc_requests"
 
 
 def test_cycles_beyond_two_to_the_thirty() -> None:

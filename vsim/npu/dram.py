@@ -150,6 +150,17 @@ class Offer(NamedTuple):
     meta: Array
 
 
+class Room(NamedTuple):
+    """What a channel has room for, bool[C] each; all True where queues are unbounded.
+
+    returned: results of a tick (a completed read and a write); without it nothing completes and no WR issues.
+    under_way: reads whose data are on the way; without it no RD issues and no read is forwarded.
+    """
+
+    returned: Array
+    under_way: Array
+
+
 class Outcome(NamedTuple):
     """What a tick did, per channel. A command's meta is the caller's word of the request it served, -1 for refresh."""
 
@@ -187,11 +198,11 @@ def init(shape: DramShape, params: DramParams) -> DramState:
     )  # fmt: skip
 
 
-def accept(params: DramParams, s: DramState, offer: Offer, room: Array) -> tuple[DramState, Array]:
+def accept(params: DramParams, s: DramState, offer: Offer, room: Room) -> tuple[DramState, Array]:
     """Take the offered request if it fits: before the tick, at the current clock. Returns the state and accepted[C].
 
     A read of a block that waits in the write queue is answered from there: it departs one tick later, behind the
-    older reads, and needs no queue slot. room: as in `tick`.
+    older reads, and needs no queue slot.
     """
     c, _, q = s.key.shape
     slots = jnp.arange(q, dtype=jnp.int32)
@@ -201,7 +212,7 @@ def accept(params: DramParams, s: DramState, offer: Offer, room: Array) -> tuple
     capacity = jnp.stack([params.read_capacity, params.write_capacity])
     has_room = pick(s.count < capacity, offer.write.astype(jnp.int32))
     enqueued = offer.valid & ~forwarded & has_room
-    forwarded &= room
+    forwarded &= room.under_way
 
     which = jnp.where(enqueued, offer.write.astype(jnp.int32), 2)
     channel = jnp.arange(c)
@@ -228,12 +239,23 @@ def next_event(s: DramState) -> Array:
 
     Nothing but time changes then: a timing rule expires, read data arrive, or a refresh falls due.
     """
+    return jnp.minimum(_next_own_event(s), s.refresh_next)
+
+
+def _next_own_event(s: DramState) -> Array:
     later = jnp.stack([_first_after(s.clock, ready) for ready in (_earliest(s), s.ready_channel, s.ready_rank)])
     has_queue = jnp.any(s.count > 0) | jnp.any(s.active_arrival != FAR) | jnp.any(s.refresh_due > 0)
     timing = jnp.where(has_queue, jnp.min(later), FAR)
     head = s.pending_head & (s.pending_depart.shape[1] - 1)
-    data = jnp.min(jnp.where(s.pending_count > 0, jnp.maximum(pick(s.pending_depart, head), s.clock + 1), FAR))
-    return jnp.minimum(jnp.minimum(timing, data), s.refresh_next)
+    # Data that have arrived and did not leave in a quiet tick wait for room, not for time.
+    data = _first_after(s.clock, jnp.where(s.pending_count > 0, pick(s.pending_depart, head), PAST))
+    return jnp.minimum(timing, data)
+
+
+def is_stuck(s: DramState) -> Array:
+    """bool[]: a quiet controller with work that no passing of time will free, not even a refresh."""
+    refresh_waits = jnp.any(s.refresh_due > 1) | (s.refresh_next == FAR)
+    return has_work(s) & (_next_own_event(s) == FAR) & refresh_waits
 
 
 def _first_after(clock: Array, times: Array) -> Array:
@@ -245,16 +267,14 @@ def has_work(s: DramState) -> Array:
     return jnp.any(s.count > 0) | jnp.any(s.active_arrival != FAR) | jnp.any(s.pending_count > 0)
 
 
-def tick(params: DramParams, s: DramState, room: Array, on: Array) -> tuple[DramState, Outcome]:
-    """One DRAM clock tick. room: bool[C], the channel can return data; without it no access issues or completes.
-
-    on: bool[], False leaves the state unchanged.
-    """
+def tick(params: DramParams, s: DramState, room: Room, on: Array) -> tuple[DramState, Outcome]:
+    """One DRAM clock tick. on: bool[], False leaves the state unchanged."""
     s = s.replace(clock=s.clock + on)
-    s, read_done, read_meta = _complete_read(s, on & room)
+    s, read_done, read_meta = _complete_read(s, on & room.returned)
     s = _request_refresh(params, s, on)
+    may_access = jnp.stack([room.under_way, room.returned], axis=1)[:, None]
     earliest = _earliest(s)
-    earliest = earliest.at[:, :, RD:].set(jnp.where(room[:, None, None], earliest[:, :, RD:], FAR))
+    earliest = earliest.at[:, :, RD:].set(jnp.where(may_access, earliest[:, :, RD:], FAR))
     s, choice = _choose(params, s, earliest, on)
     s, write_done = _issue(params, s, choice)
     return s, Outcome(

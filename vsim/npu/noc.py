@@ -255,9 +255,7 @@ def take(s: NocState, taken: Array) -> NocState:
 
 
 def return_room(shape: NpuShape, s: NocState) -> Array:
-    """bool[M]: the channel's return buffer takes a read and a write more (always, where queues are unbounded)."""
-    if not shape.back_pressure:
-        return jnp.ones(shape.channels, bool)
+    """bool[M]: the channel's return buffer takes a read and a write more."""
     return s.returned_count < shape.returns - 2
 
 

@@ -238,7 +238,7 @@ def _tick(
     at = jnp.minimum(position, lane.block.shape[0] - 1)
     valid = (position < lane.count) & (lane.request_cycle[at] <= state.clock)
     offer = dram.Offer(valid[None], lane.is_write[at][None], lane.block[at][None], at[None])
-    room = jnp.ones(1, bool)
+    room = dram.Room(jnp.ones(1, bool), jnp.ones(1, bool))
     state, accepted = dram.accept(params, state, offer, room)
     state, outcome = dram.tick(params, state, room, jnp.bool_(True))
     events = {

@@ -124,9 +124,7 @@ def _dram_stage(shape: NpuShape, params: NpuParams, s: NpuState, on: Array) -> N
         changed = freed = jnp.any(taken)
     else:
         offer = dram.Offer(on & valid, words.is_write(word), block, word)
-        # A tick adds at most two reads under way, one forwarded and one issued.
-        room = noc.return_room(shape, s.noc)
-        room &= (not shape.back_pressure) | (s.dram.pending_count < shape.dram.pending - 2)
+        room = _dram_room(shape, s)
         memory, taken = dram.accept(params.dram, s.dram, offer, room)
         network = noc.take(s.noc, taken)
         memory, did = dram.tick(params.dram, memory, room, on)
@@ -143,6 +141,14 @@ def _dram_stage(shape: NpuShape, params: NpuParams, s: NpuState, on: Array) -> N
         noc_quiet=s.noc_quiet & ~freed,
         status=s.status | status | memory.status,
     )
+
+
+def _dram_room(shape: NpuShape, s: NpuState) -> dram.Room:
+    """Room for the results of a tick, and for the two reads (one forwarded, one issued) that it can put under way."""
+    if not shape.back_pressure:
+        always = jnp.ones(shape.channels, bool)
+        return dram.Room(always, always)
+    return dram.Room(noc.return_room(shape, s.noc), s.dram.pending_count <= shape.dram.pending - 2)
 
 
 def _finish(params: NpuParams, program: ProgramTables, s: NpuState) -> NpuState:
@@ -214,7 +220,7 @@ def _find_skip(shape: NpuShape, params: NpuParams, s: NpuState, may_skip: Array)
     )
     waits = [(s.core_time, core_wait), (s.noc_time, noc_wait), (s.dram_time, dram_wait)]
     horizon = jnp.min(jnp.stack([time + wait for time, wait in waits]))
-    waits_for_memory = dram.has_work(s.dram) | jnp.any(s.noc.wrapped > 0)
+    waits_for_memory = (dram.has_work(s.dram) | jnp.any(s.noc.wrapped > 0)) & ~dram.is_stuck(s.dram)
     ever = (core_wait < FAR_PS) | (noc_wait < FAR_PS) | waits_for_memory
     dead = may_skip & s.dram_quiet & ~ever & jnp.all(s.core.finished == 0)
     skip = may_skip & ~dead
