@@ -105,7 +105,7 @@ def shape_of(hw: HwConfig, needs: ProgramNeeds, *, compat: bool) -> NpuShape:
             descriptors=_power_of_two(needs.descriptors, 16),
             window=hw.noc.ports_per_core,
             returns=1024,
-            responses=64,
+            responses=_compat_responses(hw, needs),
             back_pressure=False,
         )
     return NpuShape(
@@ -117,6 +117,17 @@ def shape_of(hw: HwConfig, needs: ProgramNeeds, *, compat: bool) -> NpuShape:
         responses=RESPONSES,
         back_pressure=True,
     )
+
+
+def _compat_responses(hw: HwConfig, needs: ProgramNeeds) -> int:
+    """Responses that can wait in the NoC per (channel, core): few where every channel has a port of its own.
+
+    Where channels share a port, all requests in flight may wait; the hash spreads them over the channels, evenly
+    within a factor of two.
+    """
+    if hw.noc.ports_per_core >= hw.dram.channels:
+        return 64
+    return _power_of_two(2 * needs.inflight // hw.dram.channels, 64)
 
 
 def _dram_shape(hw: HwConfig, queue: int) -> DramShape:
