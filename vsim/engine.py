@@ -150,8 +150,7 @@ def run(
     while not harvested.all():
         state, alive, elapsed = compiled.advance(shared, current, state, jnp.int32(chunk_iterations))
         alive, elapsed = np.asarray(alive), np.asarray(elapsed)
-        ended = [slot for slot in range(width) if not alive[slot] and not harvested[slots[slot]]]
-        ended = [slot for position, slot in enumerate(ended) if slots[slot] not in slots[ended[:position]]]
+        ended = [slot for slot in range(min(width, total)) if not alive[slot] and not harvested[slots[slot]]]
         for slot in ended:
             on_lane(int(slots[slot]), jax.tree.map(lambda leaf, slot=slot: np.asarray(leaf[slot]), state))
             harvested[slots[slot]] = True

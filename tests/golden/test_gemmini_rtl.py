@@ -67,18 +67,10 @@ def lowered(name: str) -> tuple[HwConfig, Program]:
         n, k, m = map(int, re.findall(r"\[T\] N(\d+) C(\d+) M(\d+)", case["mapping"])[0])
         model = models.mm(n, k, m)
     hw = hardware(name in CONVOLUTIONS)
-    return hw, lower(_saved(name, model), hw, mapping=case["mapping"])
-
-
-def _saved(name: str, model: onnx.ModelProto) -> Path:
-    path = Path(_folder()) / f"{name}.onnx"
-    onnx.save(model, path)
-    return path
-
-
-@cache
-def _folder() -> str:
-    return tempfile.mkdtemp(prefix="vsim-gemmini-")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.onnx"
+        onnx.save(model, path)
+        return hw, lower(path, hw, mapping=case["mapping"])
 
 
 def closed_form(program: Program) -> int:
