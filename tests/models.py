@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 from onnx import TensorProto, helper
 
@@ -42,6 +44,19 @@ def mlp(n: int, k: int, m: int, o: int) -> onnx.ModelProto:
     return _model(f"mlp_{n}_{k}_{m}_{o}", nodes, [n, k], [n, o], weights)
 
 
+def chain(n: int, sizes: Sequence[tuple[int, int]]) -> onnx.ModelProto:
+    """Independent MatMuls of [n, K] inputs by weights [K, M], one after the other in the graph."""
+    nodes = [helper.make_node("MatMul", [f"X{i}", f"W{i}"], [f"Y{i}"], f"mm{i}") for i in range(len(sizes))]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info(f"X{i}", TensorProto.FLOAT, [n, k]) for i, (k, _) in enumerate(sizes)],
+        [helper.make_tensor_value_info(f"Y{i}", TensorProto.FLOAT, [n, m]) for i, (_, m) in enumerate(sizes)],
+        [_weight(f"W{i}", k, m) for i, (k, m) in enumerate(sizes)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+
+
 def conv(c: int, m: int, kernel: int, stride: int, pad: int, size: int) -> onnx.ModelProto:
     """One Conv on a [1, C, size, size] image, square kernel, without bias."""
     out = (size + 2 * pad - kernel) // stride + 1
@@ -49,3 +64,42 @@ def conv(c: int, m: int, kernel: int, stride: int, pad: int, size: int) -> onnx.
         "Conv", ["X", "W"], ["Y"], "conv", kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4
     )
     return _model("conv", [node], [1, c, size, size], [1, m, out, out], [_weight("W", m, c, kernel, kernel)])
+
+
+def resnet18() -> onnx.ModelProto:
+    """ResNet-18 for 224 x 224 images (He et al., CVPR 2016), batch normalisation folded into the convolutions."""
+    nodes: list[onnx.NodeProto] = []
+    weights: list[TensorProto] = []
+
+    def convolve(x: str, name: str, c: int, m: int, kernel: int, stride: int) -> str:
+        weights.extend([_weight(f"{name}.W", m, c, kernel, kernel), _weight(f"{name}.b", m)])
+        pads = [kernel // 2] * 4
+        inputs = [x, f"{name}.W", f"{name}.b"]
+        shape = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": pads}
+        nodes.append(helper.make_node("Conv", inputs, [name], name, **shape))
+        return name
+
+    def relu(x: str) -> str:
+        nodes.append(helper.make_node("Relu", [x], [f"{x}.relu"], f"{x}.relu"))
+        return f"{x}.relu"
+
+    def block(x: str, name: str, c: int, m: int, stride: int) -> str:
+        inner = relu(convolve(x, f"{name}.conv1", c, m, 3, stride))
+        inner = convolve(inner, f"{name}.conv2", m, m, 3, 1)
+        shortcut = x if c == m else convolve(x, f"{name}.downsample", c, m, 1, stride)
+        nodes.append(helper.make_node("Add", [inner, shortcut], [f"{name}.add"], f"{name}.add"))
+        return relu(f"{name}.add")
+
+    x = relu(convolve("X", "stem", 3, 64, 7, 2))
+    pool = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4}
+    nodes.append(helper.make_node("MaxPool", [x], ["pool"], "pool", **pool))
+    x, c = "pool", 64
+    for stage, m in enumerate((64, 128, 256, 512)):
+        for index in range(2):
+            stride = 2 if stage > 0 and index == 0 else 1
+            x, c = block(x, f"layer{stage + 1}.{index}", c, m, stride), m
+    nodes.append(helper.make_node("GlobalAveragePool", [x], ["average"], "average"))
+    nodes.append(helper.make_node("Flatten", ["average"], ["flat"], "flat"))
+    nodes.append(helper.make_node("Gemm", ["flat", "fc.W", "fc.b"], ["Y"], "fc", transB=1))
+    weights.extend([_weight("fc.W", 1000, 512), _weight("fc.b", 1000)])
+    return _model("resnet18", nodes, [1, 3, 224, 224], [1, 1000], weights)

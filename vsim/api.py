@@ -105,6 +105,8 @@ class _Totals:
             self._before.lane_cycles + progress.lane_cycles,
             self._before.seconds + progress.seconds,
             self._before.lane_cycles + int(expected) if of_group else 0,
+            self._before.lane_iterations + progress.lane_iterations,
+            self._before.place_iterations + progress.place_iterations,
         )
         if self._report is not None:
             self._report(self._latest)

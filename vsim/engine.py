@@ -1,8 +1,11 @@
 """The batch engine: many lanes of one machine model as one JAX program, advanced in chunks. Knows no model by name.
 
-A machine gives a step, a test of life and a rebase. The engine keeps `width` lanes on the device; a chunk is one
-`while_loop` over the step of all lanes (never a vmapped loop: that would copy the whole carry every iteration).
+A machine gives a step of a whole batch, a test of life and a rebase. The engine keeps `width` lanes on the devices; a
+chunk is one `while_loop` over that step (never a vmapped loop: that would copy the whole carry every iteration).
 Between chunks the host harvests the lanes that ended and refills their places, longest estimate first.
+
+The lane is the last axis of every array (see `vsim.npu.fields` for why). On the devices every array has one more axis
+in front: the device, each of which runs its own loop over its own lanes.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,24 +23,25 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 CHUNK_ITERATIONS = 4096
+REFILL_SHARE = 8
+"""A chunk ends early when one in so many of a device's lanes has ended and others wait."""
+PACK = 64
+"""Lanes per device below which XLA's CPU kernels are not vectorised: as many cost less than fewer."""
 
 
 class Machine(Hashable, Protocol):
-    """A machine model with its static shape. Equal machines share compiled code.
+    """A machine model with its static shape. Equal machines share compiled code. Every method is for a whole batch."""
 
-    Every method is for one lane, except `step`, so that a step can do rare work for the whole batch under one `cond`.
-    """
-
-    def init(self, shared: Any, params: Any, lane: Any) -> Any:
-        """State of one lane before its first step; `lane` is the lane's own input (a small pytree)."""
+    def init(self, shared: Any, params: Any, lanes: Any) -> Any:
+        """State of the lanes before their first step; `lanes` is the lanes' own input (a small pytree)."""
         ...
 
     def step(self, shared: Any, params: Any, state: Any) -> Any:
-        """Advance every lane of a batch (leading axis); a lane that has ended must not change."""
+        """Advance every lane; a lane that has ended must not change."""
         ...
 
     def alive(self, state: Any) -> Array:
-        """bool[]: the lane has not ended."""
+        """bool[L]: the lane has not ended."""
         ...
 
     def rebase(self, state: Any) -> Any:
@@ -45,7 +49,7 @@ class Machine(Hashable, Protocol):
         ...
 
     def elapsed(self, state: Any) -> Array:
-        """float32[]: simulated cycles so far, for progress only."""
+        """float32[L]: simulated cycles so far, for progress only."""
         ...
 
 
@@ -59,57 +63,100 @@ class Progress:
     seconds: float
     expected_lane_cycles: int = 0
     """Estimate of `lane_cycles` at the end; 0 while no lane has ended."""
+    lane_iterations: int = 0
+    """Loop iterations in which a lane was at work, summed over lanes, and those in which it could have been: places of
+    the batch times iterations. Their ratio is the occupancy."""
+    place_iterations: int = 0
+
+
+class Chunk(NamedTuple):
+    """What `advance` reports besides the state. alive bool[D, L], elapsed float32[D, L]; iterations and
+    lane_iterations (iterations summed over live lanes) int32[D].
+    """
+
+    alive: Array
+    elapsed: Array
+    iterations: Array
+    lane_iterations: Array
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """Compiled functions of one machine on one mesh of devices; lanes are split evenly over the devices."""
+    """Compiled functions of one machine on one mesh of devices. Arrays: [devices, ..., lanes per device]."""
 
-    fill: Callable[..., Any]
-    advance: Callable[..., Any]
-    replace: Callable[..., Any]
+    fill: Callable[[Any, Any, Any], Any]
+    """(shared, params, lanes) -> state"""
+    advance: Callable[..., tuple[Any, Chunk]]
+    """(shared, params, state, counted, iterations, stop_at) -> state, Chunk.
+
+    counted bool[D, L]: lanes that keep the loop going; it ends once no more than stop_at of a device's are alive.
+    """
+    replace: Callable[[Any, Any, Any], Any]
+    """(which bool[D, L], old, new) -> lanes of new where which, of old elsewhere"""
+    harvest: Callable[[Any, Any, Any], Any]
+    """(state, device, lane) -> that lane's state, without the two axes"""
 
 
 @lru_cache(maxsize=64)
 def compile_machine(machine: Machine, devices: int) -> Compiled:
-    """The machine's functions on the first `devices` local devices; the number of lanes must be a multiple of it."""
-    mesh = Mesh(np.asarray(jax.local_devices()[:devices]), ("lanes",))
-    split, everywhere = PartitionSpec("lanes"), PartitionSpec()
+    """The machine's functions on the first `devices` local devices."""
+    mesh = Mesh(np.asarray(jax.local_devices()[:devices]), ("devices",))
+    split, everywhere = PartitionSpec("devices"), PartitionSpec()
 
     def on_devices(function: Callable[..., Any], inputs: tuple[PartitionSpec, ...], **options: Any) -> Any:
-        # Every device runs its own loop over its own lanes; nothing is exchanged.
-        mapped = jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=split, check_vma=False)
+        def of_one_device(*arguments: Any) -> Any:
+            local = [
+                jax.tree.map(lambda leaf: leaf[0], argument) if spec == split else argument
+                for argument, spec in zip(arguments, inputs, strict=True)
+            ]
+            return jax.tree.map(lambda leaf: leaf[None], function(*local))
+
+        mapped = jax.shard_map(of_one_device, mesh=mesh, in_specs=inputs, out_specs=split, check_vma=False)
         return jax.jit(mapped, **options)
 
-    def fill(shared: Any, params: Any, lanes: Any) -> Any:
-        return jax.vmap(partial(machine.init, shared))(params, lanes)
+    def advance(
+        shared: Any, params: Any, state: Any, counted: Array, iterations: Array, stop_at: Array
+    ) -> tuple[Any, Chunk]:
+        def live_lanes(state: Any) -> Array:
+            return jnp.sum(machine.alive(state) & counted, dtype=jnp.int32)
 
-    def advance(shared: Any, params: Any, state: Any, iterations: Array) -> tuple[Any, Array, Array]:
-        def body(carry: tuple[Array, Any]) -> tuple[Array, Any]:
-            count, state = carry
-            return count + 1, machine.step(shared, params, state)
+        def body(carry: tuple[Array, Array, Array, Any]) -> tuple[Array, Array, Array, Any]:
+            count, live, busy, state = carry
+            state = machine.step(shared, params, state)
+            return count + 1, live_lanes(state), busy + live, state
 
-        def going(carry: tuple[Array, Any]) -> Array:
-            count, state = carry
-            return (count < iterations) & jnp.any(jax.vmap(machine.alive)(state))
+        def going(carry: tuple[Array, Array, Array, Any]) -> Array:
+            count, live, _, _ = carry
+            return (count < iterations) & (live > stop_at)
 
-        _, state = lax.while_loop(going, body, (jnp.int32(0), state))
-        state = jax.vmap(machine.rebase)(state)
-        return state, jax.vmap(machine.alive)(state), jax.vmap(machine.elapsed)(state)
+        start = jnp.int32(0), live_lanes(state), jnp.int32(0), state
+        count, _, busy, state = lax.while_loop(going, body, start)
+        state = machine.rebase(state)
+        return state, Chunk(machine.alive(state), machine.elapsed(state), count, busy)
 
     def replace(which: Array, old: Any, new: Any) -> Any:
-        """Lanes of `new` where which (bool[lanes]), of `old` elsewhere."""
+        return jax.tree.map(lambda a, b: jnp.where(which, b, a), old, new)
 
-        def choose(a: Array, b: Array) -> Array:
-            return jnp.where(which.reshape(which.shape + (1,) * (a.ndim - 1)), b, a)
-
-        return jax.tree.map(choose, old, new)
+    def harvest(state: Any, device: Array, lane: Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf[device, ..., lane], state)
 
     return Compiled(
-        fill=on_devices(fill, (everywhere, split, split)),
-        advance=on_devices(advance, (everywhere, split, split, everywhere), donate_argnums=(2,)),
+        fill=on_devices(machine.init, (everywhere, split, split)),
+        advance=on_devices(advance, (everywhere, split, split, split, everywhere, everywhere), donate_argnums=(2,)),
         replace=on_devices(replace, (split, split, split), donate_argnums=(1,)),
+        harvest=jax.jit(harvest),
     )
+
+
+def places(total: int, width: int) -> tuple[int, int]:
+    """Devices to use for `total` lanes, at most about `width` at a time, and lanes on each.
+
+    More than a handful of lanes are filled up to a pack per device (with repetitions that nobody reads).
+    """
+    width = min(width, total)
+    devices = min(len(jax.local_devices()), width)
+    each = -(-width // devices)
+    return devices, each
 
 
 def run(
@@ -126,50 +173,95 @@ def run(
 ) -> None:
     """Run every lane to its end.
 
-    shared: pytree common to all lanes. params, lanes: pytrees with a leading axis of len(estimates) lanes.
-    estimates: expected lengths, in any unit; longer lanes start first. width: lanes on the device at a time.
+    shared: pytree common to all lanes. params, lanes: pytrees of len(estimates) lanes (last axis).
+    estimates: expected lengths, in any unit; longer lanes start first. width: lanes on the devices at a time.
     on_lane(index, state) gets every lane's final state (NumPy leaves without lane axis) as soon as it has ended.
     """
-    total = len(estimates)
-    order = np.argsort(-np.asarray(estimates, float), kind="stable")
-    devices = min(len(jax.local_devices()), width, total)
-    # A width that the devices do not divide is filled up with repetitions of the last lane, which nobody reads.
-    width = -(-min(width, total) // devices) * devices
-    compiled = compile_machine(machine, devices)
+    batch = _Batch(machine, shared, params, lanes, np.asarray(estimates, float), width)
     started = time.perf_counter()
-
-    def inputs(indices: np.ndarray) -> tuple[Any, Any]:
-        return jax.tree.map(lambda leaf: leaf[indices], (params, lanes))
-
-    slots = np.pad(order[:width], (0, max(width - total, 0)), mode="edge")
-    waiting = list(order[width:])
-    current, lane_inputs = inputs(slots)
-    state = compiled.fill(shared, current, lane_inputs)
-    harvested = np.zeros(total, bool)
-    finished_cycles = 0.0
-    while not harvested.all():
-        state, alive, elapsed = compiled.advance(shared, current, state, jnp.int32(chunk_iterations))
-        alive, elapsed = np.asarray(alive), np.asarray(elapsed)
-        ended = [slot for slot in range(min(width, total)) if not alive[slot] and not harvested[slots[slot]]]
-        for slot in ended:
-            on_lane(int(slots[slot]), jax.tree.map(lambda leaf, slot=slot: np.asarray(leaf[slot]), state))
-            harvested[slots[slot]] = True
-            finished_cycles += float(elapsed[slot])
-        if ended and waiting:
-            refilled = ended[: len(waiting)]
-            for slot in refilled:
-                slots[slot] = waiting.pop(0)
-            current, lane_inputs = inputs(slots)
-            fresh = compiled.fill(shared, current, lane_inputs)
-            mask = np.zeros(width, bool)
-            mask[refilled] = True
-            state = compiled.replace(jnp.asarray(mask), state, fresh)
+    while not batch.harvested.all():
+        batch.advance(chunk_iterations)
+        batch.harvest(on_lane)
+        batch.refill()
         if on_progress is not None:
-            cycles = int(finished_cycles + float(elapsed[alive].sum()))
-            expected = _expected(np.asarray(estimates, float), harvested, finished_cycles)
-            seconds = time.perf_counter() - started
-            expected = max(expected, cycles) if expected else 0
-            on_progress(Progress(int(harvested.sum()), total, cycles, seconds, expected))
+            on_progress(batch.progress(time.perf_counter() - started))
+
+
+class _Batch:
+    """Lanes on the devices and lanes that wait. `slots[d, i]` is the lane in place i of device d."""
+
+    def __init__(
+        self, machine: Machine, shared: Any, params: Any, lanes: Any, estimates: np.ndarray, width: int
+    ) -> None:
+        total = len(estimates)
+        devices, each = places(total, width)
+        self.compiled = compile_machine(machine, devices)
+        self.shared, self.inputs, self.estimates = shared, (params, lanes), estimates
+        order = np.argsort(-estimates, kind="stable")
+        count = devices * each
+        # Places beyond the number of lanes repeat the last one, which nobody reads. Lanes are dealt out to the devices
+        # in turn, so that each has its share of the long ones.
+        self.slots = np.pad(order[:count], (0, max(count - total, 0)), mode="edge").reshape(each, devices).T
+        self.counted = (np.arange(count) < total).reshape(each, devices).T
+        self.waiting = list(order[count:])
+        self.harvested = np.zeros(total, bool)
+        self.finished_cycles = 0.0
+        self.lane_iterations = self.place_iterations = 0
+        self.current, lane_inputs = self._take(self.slots)
+        self.state = self.compiled.fill(self.shared, self.current, lane_inputs)
+
+    def _take(self, slots: np.ndarray) -> tuple[Any, Any]:
+        """Inputs of the lanes in these places: [devices, ..., lanes per device]."""
+        return jax.tree.map(lambda leaf: np.moveaxis(np.asarray(leaf)[..., slots], -2, 0), self.inputs)
+
+    def advance(self, iterations: int) -> None:
+        each = self.slots.shape[1]
+        stop_at = each - max(each // REFILL_SHARE, 1) if self.waiting else 0
+        self.state, chunk = self.compiled.advance(
+            self.shared, self.current, self.state, self.counted, np.int32(iterations), np.int32(stop_at)
+        )
+        self.alive, self.elapsed = np.asarray(chunk.alive), np.asarray(chunk.elapsed)
+        self.lane_iterations += int(np.asarray(chunk.lane_iterations).sum(dtype=np.int64))
+        # A device that is done waits for the slowest.
+        self.place_iterations += int(np.max(np.asarray(chunk.iterations))) * self.slots.size
+
+    def harvest(self, on_lane: Callable[[int, Any], None]) -> None:
+        self.ended = [(int(d), int(i)) for d, i in np.argwhere(self.counted & ~self.alive)]
+        for place in self.ended:
+            lane = int(self.slots[place])
+            on_lane(lane, jax.device_get(self.compiled.harvest(self.state, *map(np.int32, place))))
+            self.harvested[lane] = True
+            self.finished_cycles += float(self.elapsed[place])
+            self.counted[place] = False
+
+    def refill(self) -> None:
+        refilled = self.ended[: len(self.waiting)]
+        if not refilled:
+            return
+        which = np.zeros(self.slots.shape, bool)
+        for place in refilled:
+            self.slots[place] = self.waiting.pop(0)
+            which[place] = self.counted[place] = True
+        self.current, lane_inputs = self._take(self.slots)
+        self.state = self.compiled.replace(
+            which, self.state, self.compiled.fill(self.shared, self.current, lane_inputs)
+        )
+        self.alive = self.alive | which
+        self.elapsed = np.where(which, 0.0, self.elapsed)
+
+    def progress(self, seconds: float) -> Progress:
+        running = self.counted & self.alive
+        cycles = int(self.finished_cycles + float(self.elapsed[running].sum()))
+        expected = _expected(self.estimates, self.harvested, self.finished_cycles)
+        return Progress(
+            lanes_done=int(self.harvested.sum()),
+            lanes_total=len(self.estimates),
+            lane_cycles=cycles,
+            seconds=seconds,
+            expected_lane_cycles=max(expected, cycles) if expected else 0,
+            lane_iterations=self.lane_iterations,
+            place_iterations=self.place_iterations,
+        )
 
 
 def _expected(estimates: np.ndarray, harvested: np.ndarray, finished_cycles: float) -> int:

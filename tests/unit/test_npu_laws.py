@@ -200,15 +200,15 @@ def test_cycles_beyond_two_to_the_thirty() -> None:
     shared = tables_of([point.program], machine.shape)
     params = params_of(point.hw, compat=True, max_cycles=None, idle_skip=True)
     offset = (1 << dispatch.RADIX_BITS) - 100
-    state = machine.init(shared, jax.tree.map(jnp.asarray, params), jnp.int32(0))
-    state = state.replace(core=state.core.replace(base_low=jnp.int32(offset)))
+    state = machine.init(shared, stack_params([params]), jnp.zeros(1, jnp.int32))
+    state = state.replace(core=state.core.replace(base_low=jnp.full(1, offset, jnp.int32)))
     compiled = engine.compile_machine(machine, 1)
-    batch = jax.tree.map(lambda leaf: leaf[None], state)
-    alive = True
+    on_device = jax.tree.map(lambda leaf: leaf[None], (stack_params([params]), state))
+    counted, alive = np.ones((1, 1), bool), True
     while alive:
-        batch, living, _ = compiled.advance(shared, stack_params([params]), batch, jnp.int32(500))
-        alive = bool(living[0])
-    late = result_of(point.hw, point.program, jax.tree.map(lambda leaf: np.asarray(leaf[0]), batch))
+        state, chunk = compiled.advance(shared, *on_device, counted, np.int32(500), np.int32(0))
+        on_device, alive = (on_device[0], state), bool(chunk.alive[0, 0])
+    late = result_of(point.hw, point.program, jax.device_get(compiled.harvest(state, np.int32(0), np.int32(0))))
     assert late.cycles == reference()[0]["cycles"] + offset
     assert late.layers[0]["finish_cycle"] == reference()[0]["layers"][0]["finish_cycle"] + offset
 

@@ -213,12 +213,22 @@ def _dram_params(hw: HwConfig, compat: bool) -> DramParams:
 
 
 def stack_params(params: Sequence[NpuParams]) -> NpuParams:
-    """Lanes' parameters as one pytree with a leading lane axis."""
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *params)
+    """Lanes' parameters as one pytree, the lane the last axis."""
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves, axis=-1)), *params)
+
+
+def _check_requests(program: Program) -> None:
+    rows = program.rows
+    memory = (rows[:, Col.OP] == Op.LOAD) | (rows[:, Col.OP] == Op.STORE)
+    most = rows[memory][:, [Col.REQUESTS, Col.REQUESTS_LAST]].max(initial=0)
+    if most >= words.MAX_REQUESTS:
+        raise ConfigError(f"a load or store makes {most} requests; fewer than {words.MAX_REQUESTS} are modelled")
 
 
 def tables_of(programs: Sequence[Program], shape: NpuShape) -> ProgramTables:
     """Stack programs into one set of tables, padded to powers of two so that similar batches share compiled code."""
+    for program in programs:
+        _check_requests(program)
     n_rows = _power_of_two(max(len(p.rows) for p in programs), 64)
     n_tiles = _power_of_two(max(len(p.tiles) for p in programs), 16)
     n_pattern = _power_of_two(max(len(p.pattern) for p in programs), 16)

@@ -4,7 +4,8 @@ The controller is Ramulator2's generic controller as ONNXim uses it (`../shared/
 rules are a table (level x preceding command x following command), so that a standard is data. What differs between the
 two modes of fidelity is parameter values: queue capacities, watermarks, whether a row hit goes first, and refresh.
 
-Everything here is per lane; the leading axis of every array is the channel. Times are DRAM clock ticks.
+The first axis of every array is the channel, the last the lane. Times are DRAM clock ticks. Sets of banks are bit
+masks: bank b is bit b % 32 of word b // 32 (axis W), so that a question about all banks costs one operation.
 """
 
 from __future__ import annotations
@@ -16,7 +17,22 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
 
-from vsim.npu.fields import FAR, PAST, after, append, one_hot, pick, settle
+from vsim.npu.fields import (
+    FAR,
+    PAST,
+    after,
+    any_of,
+    append,
+    fold,
+    least,
+    numbers,
+    one_hot,
+    pick,
+    pick_row,
+    put,
+    raise_to,
+    settle,
+)
 
 ACT, PRE, RD, WR, PREA, REF = range(6)
 N_COMMANDS = 6
@@ -32,6 +48,10 @@ MAX_ORDER = 1 << (31 - SLOT_BITS - 1)
 BANK_BITS = 10
 BANK_MASK = (1 << BANK_BITS) - 1
 ROW_HIT = 1 << 30
+NO_PLACE = BANK_MASK
+"""Place word of no request: of a bank that no standard has."""
+ALL_BANKS = 1 << BANK_BITS
+"""In place of a bank: all of them."""
 
 STATUS_PENDING = 1
 STATUS_ORDER = 2
@@ -55,9 +75,9 @@ class DramShape:
 
 
 class DramParams(struct.PyTreeNode):
-    """Traced parameters, int32 scalars unless said otherwise.
+    """Traced parameters, int32[L] unless said otherwise.
 
-    timing: [N_LEVELS, N_COMMANDS, N_COMMANDS], least distance in ticks, 0 where there is no rule.
+    timing: [N_LEVELS, N_COMMANDS, N_COMMANDS, L], least distance in ticks, 0 where there is no rule.
     four_activate_window, read_latency (RD to data), refresh_interval (FAR: never).
     write_high, write_low: write mode starts at >= high queued writes and ends at <= low.
     read_capacity, write_capacity: entries accepted per queue, <= shape.queue.
@@ -84,65 +104,85 @@ class DramParams(struct.PyTreeNode):
     hit_first: Array
 
 
+class PlaceChange(NamedTuple):
+    """What the last tick's command changes in `DramState.place`, int32[C, L] each; -1: nothing."""
+
+    bank: Array
+    """Bank whose row was opened or closed; ALL_BANKS."""
+    opened: Array
+    """row << BANK_BITS | bank of the row opened"""
+    left: Array
+    """queue * Q + slot of the entry that left"""
+
+
 class DramState(struct.PyTreeNode):
-    """Per lane. C channels, Q queue slots, queue 0 reads and queue 1 writes, slots [0, count) in use."""
+    """C channels, L lanes, Q queue slots, queue 0 reads and queue 1 writes, W words of bank masks.
+
+    A request lives in a queue slot until its row is activated for it, then with its bank: at most one per bank.
+    """
 
     clock: Array
-    """int32[]"""
+    """int32[L]"""
     key: Array
-    """int32[C, 2, Q], see SLOT_BITS; FAR in a free slot."""
+    """int32[C, 2, Q, L], see SLOT_BITS; FAR in a free slot."""
+    used: Array
+    """uint32[C, 2, Q / 32, L], set of the slots in use."""
     block: Array
-    """int32[C, 2, Q], in-channel block number."""
+    """int32[C, Q, L], in-channel block numbers of the write queue; -1 in a free slot."""
     place: Array
-    """int32[C, 2, Q], row_hit << 30 | row << BANK_BITS | bank; row_hit says that the bank has this row open."""
+    """int32[C, 2, Q, L], row_hit << 30 | row << BANK_BITS | bank; row_hit says that the bank has this row open.
+    NO_PLACE in a free slot. What a tick changes here is noted in `change` and done before the next one."""
+    change: PlaceChange
     meta: Array
-    """int32[C, 2, Q], the caller's word << 1 | row statistics already counted."""
-    arrival: Array
-    """int32[C, 2, Q], tick of acceptance."""
+    """int32[C, 2, Q, L], the caller's word << 1 | row statistics already counted."""
     count: Array
-    """int32[C, 2]"""
+    """int32[C, 2, L]"""
     order: Array
-    """int32[C, 2], next order number."""
-    active_arrival: Array
-    """int32[C, banks], requests whose row was activated for them; FAR where none."""
+    """int32[C, L], number of the next request in order of arrival."""
+    active: Array
+    """uint32[C, W, L], banks with a request whose row was activated for it."""
+    active_write: Array
+    """uint32[C, W, L], the active banks whose request is a write; meaningless elsewhere. Likewise the next two."""
+    active_key: Array
+    """int32[C, banks, L], (order << BANK_BITS) | bank"""
     active_meta: Array
-    """int32[C, banks], the caller's word << 1 | is a write."""
-    open_row: Array
-    """int32[C, banks], -1 when closed."""
-    ready_channel: Array
-    """int32[C, N_COMMANDS], earliest tick for each command; likewise below."""
-    ready_rank: Array
-    """int32[C, ranks, N_COMMANDS]"""
-    ready_group: Array
-    """int32[C, groups, 4]"""
+    """int32[C, banks, L], the caller's word."""
+    opened: Array
+    """uint32[C, W, L], banks with an open row."""
+    row: Array
+    """int32[C, banks, L], the open row; meaningless in a closed bank."""
     ready_bank: Array
-    """int32[C, banks, 4]"""
+    """int32[C, 4, banks, L], earliest tick of ACT, PRE, RD and WR by the rules of the bank."""
+    ready_group: Array
+    """int32[C, 4, groups, L], likewise by the rules of channel, rank and bank group together."""
+    ready_rank: Array
+    """int32[C, 2, ranks, L], earliest tick of PREA and REF, which no rule of a bank or bank group holds back."""
     activations: Array
-    """int32[C, ranks, 4], ticks of the last four ACTs, newest first."""
+    """int32[C, ranks, 4, L], ticks of the last four ACTs, newest first."""
     pending_depart: Array
-    """int32[C, pending], ring"""
+    """int32[C, pending, L], ring"""
     pending_meta: Array
     pending_head: Array
-    """int32[C]"""
+    """int32[C, L]"""
     pending_count: Array
     write_mode: Array
-    """bool[C]"""
+    """bool[C, L]"""
     refresh_due: Array
-    """int32[C], refreshes asked for and not yet issued."""
+    """int32[C, L], refreshes asked for and not yet issued."""
     refresh_counted: Array
-    """bool[C], the first command of the refresh at the head has been counted as a row miss."""
+    """bool[C, L], the first command of the refresh at the head has been counted as a row miss."""
     refresh_next: Array
-    """int32[], tick of the next refresh request."""
+    """int32[L], tick of the next refresh request."""
     status: Array
-    """int32[], STATUS_* bits"""
+    """int32[L], STATUS_* bits"""
     row_hits: Array
-    """int32[C]"""
+    """int32[C, L]"""
     row_misses: Array
     row_conflicts: Array
 
 
 class Offer(NamedTuple):
-    """At most one request per channel and tick: valid bool[C], write bool[C], block int32[C], meta int32[C] < 2**30."""
+    """At most one request per channel and tick: valid, write bool[C, L]; block, meta int32[C, L], meta < 2**30."""
 
     valid: Array
     write: Array
@@ -151,7 +191,7 @@ class Offer(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What a channel has room for, bool[C] each; all True where queues are unbounded.
+    """What a channel has room for, bool[C, L] each; all True where queues are unbounded.
 
     returned: results of a tick (a completed read and a write); without it nothing completes and no WR issues.
     under_way: reads whose data are on the way; without it no RD issues and no read is forwarded.
@@ -162,7 +202,7 @@ class Room(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a tick did, per channel. A command's meta is the caller's word of the request it served, -1 for refresh."""
+    """What a tick did, [C, L]. A command's meta is the caller's word of the request it served, -1 for refresh."""
 
     read_done: Array
     read_meta: Array
@@ -175,67 +215,95 @@ class Outcome(NamedTuple):
 
 
 def init(shape: DramShape, params: DramParams) -> DramState:
-    """Empty queues, all banks closed, clock 0."""
-    c, q, b = shape.channels, shape.queue, shape.banks
+    """Empty queues, all banks closed, clock 0. params: of every lane."""
+    c, b, lanes = shape.channels, shape.banks, params.read_latency.size
+    words, queue_words = -(-b // 32), -(-shape.queue // 32)
+    q = queue_words * 32
 
-    def zeros(*dims: int) -> Array:
-        return jnp.zeros(dims, jnp.int32)
+    def zeros(*dims: int, dtype: type = jnp.int32) -> Array:
+        return jnp.zeros((*dims, lanes), dtype)
 
     def past(*dims: int) -> Array:
-        return jnp.full(dims, PAST, jnp.int32)
+        return jnp.full((*dims, lanes), PAST, jnp.int32)
 
+    unused = zeros(c, 2, queue_words, dtype=jnp.uint32)
     return DramState(
-        clock=zeros(), key=jnp.full((c, 2, q), FAR, jnp.int32), block=zeros(c, 2, q), place=zeros(c, 2, q),
-        meta=zeros(c, 2, q), arrival=zeros(c, 2, q), count=zeros(c, 2), order=zeros(c, 2),
-        active_arrival=jnp.full((c, b), FAR, jnp.int32), active_meta=zeros(c, b),
-        open_row=jnp.full((c, b), -1, jnp.int32),
-        ready_channel=past(c, N_COMMANDS), ready_rank=past(c, shape.ranks, N_COMMANDS),
-        ready_group=past(c, shape.groups, 4), ready_bank=past(c, b, 4), activations=past(c, shape.ranks, 4),
+        clock=zeros(), key=jnp.full((c, 2, q, lanes), FAR, jnp.int32), used=unused, block=zeros(c, q) - 1,
+        place=zeros(c, 2, q) + NO_PLACE, change=PlaceChange(*(zeros(c) - 1 for _ in range(3))), meta=zeros(c, 2, q),
+        count=zeros(c, 2), order=zeros(c), active=zeros(c, words, dtype=jnp.uint32),
+        active_write=zeros(c, words, dtype=jnp.uint32), active_key=zeros(c, b), active_meta=zeros(c, b),
+        opened=zeros(c, words, dtype=jnp.uint32), row=zeros(c, b), ready_bank=past(c, 4, b),
+        ready_group=past(c, 4, shape.groups), ready_rank=past(c, 2, shape.ranks), activations=past(c, shape.ranks, 4),
         pending_depart=zeros(c, shape.pending), pending_meta=zeros(c, shape.pending), pending_head=zeros(c),
-        pending_count=zeros(c), write_mode=jnp.zeros(c, bool), refresh_due=zeros(c),
-        refresh_counted=jnp.zeros(c, bool), refresh_next=jnp.asarray(params.refresh_interval, jnp.int32),
+        pending_count=zeros(c), write_mode=zeros(c, dtype=jnp.bool_), refresh_due=zeros(c),
+        refresh_counted=zeros(c, dtype=jnp.bool_), refresh_next=jnp.array(params.refresh_interval, jnp.int32),
         status=zeros(), row_hits=zeros(c), row_misses=zeros(c), row_conflicts=zeros(c),
     )  # fmt: skip
 
 
 def accept(params: DramParams, s: DramState, offer: Offer, room: Room) -> tuple[DramState, Array]:
-    """Take the offered request if it fits: before the tick, at the current clock. Returns the state and accepted[C].
+    """Take the offered request if it fits: before the tick, at the current clock. Returns the state, accepted[C, L].
 
     A read of a block that waits in the write queue is answered from there: it departs one tick later, behind the
     older reads, and needs no queue slot.
     """
-    c, _, q = s.key.shape
-    slots = jnp.arange(q, dtype=jnp.int32)
-    queued_write = slots < s.count[:, 1, None]
-    same_block = settle(jnp.any(queued_write & (s.block[:, 1] == offer.block[:, None]), axis=1).astype(jnp.int32)) > 0
+    waits = jnp.where(s.block == offer.block[:, None], 1, 0)
+    same_block = fold(jnp.maximum, waits) > 0
     forwarded = offer.valid & ~offer.write & same_block
-    capacity = jnp.stack([params.read_capacity, params.write_capacity])
-    has_room = pick(s.count < capacity, offer.write.astype(jnp.int32))
-    enqueued = offer.valid & ~forwarded & has_room
-    forwarded &= room.under_way
+    capacity = jnp.where(offer.write, params.write_capacity, params.read_capacity)
+    has_room = jnp.where(offer.write, s.count[:, 1], s.count[:, 0]) < capacity
+    enqueued = settle(offer.valid & ~forwarded & has_room)
+    forwarded = settle(forwarded & room.under_way)
 
-    which = jnp.where(enqueued, offer.write.astype(jnp.int32), 2)
-    channel = jnp.arange(c)
     kind = offer.write.astype(jnp.int32)
-    slot = pick(s.count, kind)
-    order = pick(s.order, kind)
-    at = (channel, which, slot)
-    took = one_hot(which, 2)
+    slot = settle(_free_slot(jnp.where(offer.write[:, None], s.used[:, 1], s.used[:, 0])))
+    channel, q = numbers(s.key.shape[0]), s.key.shape[2]
+    place = settle(_place_of(params, s, offer.block))
+    took = one_hot(jnp.where(enqueued, kind, 2), 2)
     s = s.replace(
-        key=s.key.at[at].set((order << SLOT_BITS) | slot, mode="drop"),
-        block=s.block.at[at].set(offer.block, mode="drop"),
-        place=s.place.at[at].set(_place_of(params, s, offer.block), mode="drop"),
-        meta=s.meta.at[at].set(offer.meta << 1, mode="drop"),
-        arrival=s.arrival.at[at].set(s.clock, mode="drop"),
+        key=put(s.key, enqueued, (s.order << SLOT_BITS) | slot, channel, kind, slot),
+        used=s.used | jnp.where(took[:, :, None], _mask_of(slot, enqueued, s.used.shape[2])[:, None], jnp.uint32(0)),
+        block=put(s.block, enqueued & offer.write, offer.block, channel, slot),
+        place=_changed_places(s, settle(jnp.where(enqueued, kind * q + slot, -1)), place),
+        meta=put(s.meta, enqueued, offer.meta << 1, channel, kind, slot),
         count=s.count + took,
-        order=s.order + took,
-        status=s.status | jnp.where(jnp.any(enqueued & (order >= MAX_ORDER - 1)), STATUS_ORDER, 0),
+        order=s.order + enqueued,
+        status=s.status | jnp.where(any_of(enqueued & (s.order >= MAX_ORDER - 1)), STATUS_ORDER, 0),
     )
     return _push_pending(s, forwarded, s.clock + 1, offer.meta), enqueued | forwarded
 
 
+def _free_slot(used: Array) -> Array:
+    """int32[C, L]: the lowest number missing in the sets uint32[C, words, L]; beyond them when none is."""
+    slot = jnp.full_like(used[:, 0], used.shape[1] * 32, jnp.int32)
+    for word in reversed(range(used.shape[1])):
+        free = ~used[:, word]
+        lowest = lax.population_count((free & (~free + 1)) - 1).astype(jnp.int32) + word * 32
+        slot = jnp.where(free != 0, lowest, slot)
+    return slot
+
+
+def _changed_places(s: DramState, at: Array, place: Array) -> Array:
+    """`DramState.place` after the changes of the last tick, with the new entry's at queue * Q + slot (-1: none).
+
+    After a row command, the queued requests to that bank (PREA: to all banks) hit or no longer hit.
+    """
+    _, kinds, q, _ = s.place.shape
+    here = numbers(kinds, 2) * q + numbers(q)
+
+    def wide(values: Array) -> Array:
+        return values[:, None, None]
+
+    bank, opened = wide(s.change.bank), wide(s.change.opened)
+    touched = ((s.place & BANK_MASK) == bank) | (bank == ALL_BANKS)
+    without = s.place & ~ROW_HIT
+    kept = jnp.where(touched, jnp.where(without == opened, without | ROW_HIT, without), s.place)
+    kept = jnp.where(here == wide(s.change.left), NO_PLACE, kept)
+    return jnp.where(here == wide(at), wide(place), kept)
+
+
 def next_event(s: DramState) -> Array:
-    """int32[]: the earliest clock value at which a controller whose last tick did nothing may do something.
+    """int32[L]: the earliest clock value at which a controller whose last tick did nothing may do something.
 
     Nothing but time changes then: a timing rule expires, read data arrive, or a refresh falls due.
     """
@@ -243,78 +311,79 @@ def next_event(s: DramState) -> Array:
 
 
 def _next_own_event(s: DramState) -> Array:
-    later = jnp.stack([_first_after(s.clock, ready) for ready in (_earliest(s), s.ready_channel, s.ready_rank)])
-    has_queue = jnp.any(s.count > 0) | jnp.any(s.active_arrival != FAR) | jnp.any(s.refresh_due > 0)
-    timing = jnp.where(has_queue, jnp.min(later), FAR)
+    has_queue = any_of(s.count > 0) | any_of(s.active != 0) | any_of(s.refresh_due > 0)
+    later = least(*[_if_later(s.clock, ready) for ready in (_earliest(s), s.ready_rank)])
+    timing = jnp.where(has_queue, later, FAR)
     head = s.pending_head & (s.pending_depart.shape[1] - 1)
     # Data that have arrived and did not leave in a quiet tick wait for room, not for time.
-    data = _first_after(s.clock, jnp.where(s.pending_count > 0, pick(s.pending_depart, head), PAST))
+    data = least(_if_later(s.clock, jnp.where(s.pending_count > 0, pick_row(s.pending_depart, head), PAST)))
     return jnp.minimum(timing, data)
 
 
 def is_stuck(s: DramState) -> Array:
-    """bool[]: a quiet controller with work that no passing of time will free, not even a refresh."""
-    refresh_waits = jnp.any(s.refresh_due > 1) | (s.refresh_next == FAR)
+    """bool[L]: a quiet controller with work that no passing of time will free, not even a refresh."""
+    refresh_waits = any_of(s.refresh_due > 1) | (s.refresh_next == FAR)
     return has_work(s) & (_next_own_event(s) == FAR) & refresh_waits
 
 
-def _first_after(clock: Array, times: Array) -> Array:
-    return jnp.min(jnp.where(times > clock, times, FAR))
+def is_active(s: DramState) -> Array:
+    """bool[C, banks, L]: the bank has a request whose row was activated for it."""
+    return _has_bank(s.active, numbers(s.row.shape[1]))
+
+
+def _if_later(clock: Array, times: Array) -> Array:
+    return jnp.where(times > clock, times, FAR)
 
 
 def has_work(s: DramState) -> Array:
-    """bool[]: requests are queued, activated or waiting for their data."""
-    return jnp.any(s.count > 0) | jnp.any(s.active_arrival != FAR) | jnp.any(s.pending_count > 0)
+    """bool[L]: requests are queued, activated or waiting for their data."""
+    return any_of(s.count > 0) | any_of(s.active != 0) | any_of(s.pending_count > 0)
 
 
 def tick(params: DramParams, s: DramState, room: Room, on: Array) -> tuple[DramState, Outcome]:
-    """One DRAM clock tick. on: bool[], False leaves the state unchanged."""
+    """One DRAM clock tick. on: bool[L], False leaves the lane unchanged."""
     s = s.replace(clock=s.clock + on)
     s, read_done, read_meta = _complete_read(s, on & room.returned)
     s = _request_refresh(params, s, on)
-    may_access = jnp.stack([room.under_way, room.returned], axis=1)[:, None]
-    earliest = _earliest(s)
-    earliest = earliest.at[:, :, RD:].set(jnp.where(may_access, earliest[:, :, RD:], FAR))
-    s, choice = _choose(params, s, earliest, on)
-    s, write_done = _issue(params, s, choice)
+    s, choice = _choose(params, s, _ready_banks(s, room), on)
+    s, write_done = _issue(params, s, choice, read_meta)
     return s, Outcome(
-        read_done=read_done, read_meta=read_meta,
-        write_done=write_done, write_meta=choice.meta >> 1, issued=choice.issued, command=choice.command,
-        bank=choice.bank, command_meta=jnp.where(choice.command >= PREA, -1, choice.meta >> 1),
+        read_done=read_done, read_meta=read_meta, write_done=write_done, write_meta=choice.meta >> 1,
+        issued=choice.issued, command=choice.command, bank=choice.bank,
+        command_meta=jnp.where(choice.command >= PREA, -1, choice.meta >> 1),
     )  # fmt: skip
 
 
 class _Choice(NamedTuple):
-    """The command of this tick, per channel; `meta` and `arrival` are the served request's."""
+    """The command of this tick, [C, L], -1 none; `meta` and `order` are the served request's."""
 
     issued: Array
     command: Array
     bank: Array
     row: Array
     meta: Array
-    arrival: Array
+    order: Array
     is_write: Array
     from_queue: Array
     slot: Array
 
 
 def _push_pending(s: DramState, push: Array, depart: Array, meta: Array) -> DramState:
-    pending = s.pending_depart.shape[1]
-    full = s.pending_count >= pending
+    full = s.pending_count >= s.pending_depart.shape[1]
     tail = s.pending_head + s.pending_count
     return s.replace(
         pending_depart=append(s.pending_depart, tail, depart, push),
         pending_meta=append(s.pending_meta, tail, meta, push),
         pending_count=s.pending_count + push,
-        status=s.status | jnp.where(jnp.any(push & full), STATUS_PENDING, 0),
+        status=s.status | jnp.where(any_of(push & full), STATUS_PENDING, 0),
     )
 
 
 def _complete_read(s: DramState, on: Array) -> tuple[DramState, Array, Array]:
     """At most one read completes per tick, strictly in the order of issue."""
     head = s.pending_head & (s.pending_depart.shape[1] - 1)
-    done = on & (s.pending_count > 0) & (settle(pick(s.pending_depart, head)) <= s.clock)
-    meta = settle(pick(s.pending_meta, head))
+    done = settle(on & (s.pending_count > 0) & (pick_row(s.pending_depart, head) <= s.clock))
+    meta = pick_row(s.pending_meta, head)
     return s.replace(pending_head=s.pending_head + done, pending_count=s.pending_count - done), done, meta
 
 
@@ -327,68 +396,78 @@ def _request_refresh(params: DramParams, s: DramState, on: Array) -> DramState:
 
 
 def _earliest(s: DramState) -> Array:
-    """int32[C, banks, 4]: earliest tick of ACT, PRE, RD and WR at each bank, over all levels."""
-    c, banks, _ = s.ready_bank.shape
-    ranks, groups = s.ready_rank.shape[1], s.ready_group.shape[1]
-    at_rank = jnp.maximum(s.ready_rank[:, :, :4], s.ready_channel[:, None, :4])
-    at_group = jnp.maximum(s.ready_group.reshape(c, groups // ranks, ranks, 4), at_rank[:, None])
-    at_bank = jnp.maximum(s.ready_bank.reshape(c, banks // groups, groups, 4), at_group.reshape(c, 1, groups, 4))
-    return at_bank.reshape(c, banks, 4)
+    """int32[C, 4, banks / groups, groups, L]: earliest tick of ACT, PRE, RD and WR at each bank, over all levels."""
+    c, _, groups, lanes = s.ready_group.shape
+    return jnp.maximum(s.ready_bank.reshape(c, 4, -1, groups, lanes), s.ready_group[:, :, None])
 
 
-def _choose(params: DramParams, s: DramState, earliest: Array, on: Array) -> tuple[DramState, _Choice]:
+def _ready_banks(s: DramState, room: Room) -> Array:
+    """uint32[C, 4, W, L]: banks at which ACT, PRE, RD and WR are ready, by their own rules and those of their group."""
+    banks, groups = s.ready_bank.shape[2], s.ready_group.shape[2]
+    of_groups = _set_of(s.ready_group <= s.clock)
+    # A group's bit stands for every bank of the group: flat bank numbers repeat the group every `groups`.
+    repeated = sum(1 << shift for shift in range(0, min(banks, 32), groups)) or 1
+    ready = _set_of(s.ready_bank <= s.clock) & (of_groups * jnp.uint32(repeated))
+    may = jnp.stack([jnp.ones_like(room.returned)] * 2 + [room.under_way, room.returned], axis=1)
+    return settle(jnp.where(may[:, :, None], ready, jnp.uint32(0)))
+
+
+def _set_of(flags: Array) -> Array:
+    """uint32[C, N, W, L]: the numbers along axis 2 of bool[C, N, banks, L] whose flag is set."""
+    words = []
+    for first in range(0, flags.shape[2], 32):
+        of_word = flags[:, :, first : first + 32]
+        bit = jnp.uint32(1) << numbers(of_word.shape[2]).astype(jnp.uint32)
+        words.append(fold(jnp.bitwise_or, jnp.where(of_word, bit, jnp.uint32(0)), 2))
+    return jnp.stack(words, axis=2)
+
+
+def _choose(params: DramParams, s: DramState, ready: Array, on: Array) -> tuple[DramState, _Choice]:
     """First the requests whose row was activated for them, then refresh, then the queue of the current mode.
 
     A waiting refresh blocks the queues even when its own command is not ready. A PRE (or PREA) that would close a
     row under an activated request is dropped and the tick with it (spec dram.md section 2, step 3).
     """
-    ready = earliest <= s.clock
-    active, active_bank, active_choice = _oldest_active(s, ready, on)
+    active, active_choice = _oldest_active(s, ready, on)
 
     refresh_waits = s.refresh_due > 0
-    any_open = jnp.any(s.open_row >= 0, axis=1)
+    any_open, any_active = jnp.any(s.opened != 0, axis=1), jnp.any(s.active != 0, axis=1)
     refresh_command = jnp.where(any_open, PREA, REF)
-    refresh_ready = pick(_refresh_ready(s), any_open.astype(jnp.int32))
-    any_active = jnp.any(s.active_arrival != FAR, axis=1)
+    may_refresh = fold(jnp.maximum, s.ready_rank, 2) <= s.clock
+    refresh_ready = jnp.where(any_open, may_refresh[:, 0], may_refresh[:, 1])
     refresh = on & ~active & refresh_waits & refresh_ready & ~(any_open & any_active)
 
-    consult = on & ~active & ~refresh_waits
+    consult = settle(on & ~active & ~refresh_waits)
     s = _update_write_mode(params, s, consult)
     queue, choice = _best_of_queue(params, s, ready, consult)
 
     def select(of_active: Array, of_refresh: Array | int, of_queue: Array) -> Array:
         return jnp.where(active, of_active, jnp.where(refresh, of_refresh, of_queue))
 
+    issued = active | refresh | queue
     return s, _Choice(
-        issued=active | refresh | queue,
-        command=select(active_choice.command, refresh_command, choice.command),
-        bank=select(active_bank, 0, choice.bank),
+        issued=issued,
+        command=settle(jnp.where(issued, select(active_choice.command, refresh_command, choice.command), -1)),
+        bank=settle(select(active_choice.bank, 0, choice.bank)),
         row=choice.row,
-        meta=select(active_choice.meta, -2, choice.meta),
-        arrival=choice.arrival,
+        meta=settle(select(active_choice.meta, -2, choice.meta)),
+        order=choice.order,
         is_write=select(active_choice.is_write, False, choice.is_write),
         from_queue=queue & ~active & ~refresh,
         slot=choice.slot,
     )
 
 
-def _refresh_ready(s: DramState) -> Array:
-    """bool[C, 2]: REF ready, PREA ready; both look at channel and rank only."""
-    at = jnp.maximum(jnp.max(s.ready_rank, axis=1), s.ready_channel)
-    return jnp.stack([at[:, REF] <= s.clock, at[:, PREA] <= s.clock], axis=1)
-
-
-def _oldest_active(s: DramState, ready: Array, on: Array) -> tuple[Array, Array, _Choice]:
-    is_write = (s.active_meta & 1) == 1
-    can = (s.active_arrival != FAR) & jnp.where(is_write, ready[:, :, WR], ready[:, :, RD])
-    oldest = jnp.min(jnp.where(can, s.active_arrival, FAR), axis=1)
-    found = on & (oldest != FAR)
-    banks = jnp.arange(can.shape[1], dtype=jnp.int32)
-    bank = jnp.min(jnp.where(can & (s.active_arrival == oldest[:, None]), banks, banks.size - 1), axis=1)
-    meta = pick(s.active_meta, bank)
-    write = (meta & 1) == 1
+def _oldest_active(s: DramState, ready: Array, on: Array) -> tuple[Array, _Choice]:
+    can = s.active & ((s.active_write & ready[:, WR]) | (~s.active_write & ready[:, RD]))
+    banks = s.active_key.shape[1]
+    oldest = fold(jnp.minimum, jnp.where(_has_bank(settle(can), numbers(banks)), s.active_key, FAR))
+    found = settle(on & (oldest != FAR))
+    bank = oldest & (banks - 1)
+    meta = pick_row(s.active_meta, bank) << 1
+    write = _has_bank(s.active_write, bank[:, None])[:, 0]
     nothing = jnp.zeros_like(bank)
-    return found, bank, _Choice(found, jnp.where(write, WR, RD), bank, nothing, meta, nothing, write, found, nothing)
+    return found, _Choice(found, jnp.where(write, WR, RD), bank, nothing, meta, nothing, write, found, nothing)
 
 
 def _update_write_mode(params: DramParams, s: DramState, consult: Array) -> DramState:
@@ -399,36 +478,37 @@ def _update_write_mode(params: DramParams, s: DramState, consult: Array) -> Dram
 
 
 def _place_of(params: DramParams, s: DramState, block: Array) -> Array:
-    """Place words (see `DramState.place`) of in-channel block numbers, one per channel."""
-    ranks, groups, banks = s.ready_rank.shape[1], s.ready_group.shape[1], s.ready_bank.shape[1]
+    """Place words (see `DramState.place`) of in-channel block numbers int32[C, L]."""
+    ranks, groups, banks = s.ready_rank.shape[2], s.ready_group.shape[2], s.ready_bank.shape[2]
     rank = (block >> params.rank_shift) & (ranks - 1)
     group = (block >> params.group_shift) & (groups // ranks - 1)
     bank = (block >> params.bank_shift) & (banks // groups - 1)
     row = (block >> params.row_shift) & params.row_mask
     bank ^= jnp.where(params.bank_hash > 0, row & (banks // groups - 1), 0)
     flat = rank + group * ranks + bank * groups
-    hit = pick(s.open_row, flat) == row
+    hit = _has_bank(s.opened, flat[:, None])[:, 0] & (pick_row(s.row, flat) == row)
     return jnp.where(hit, ROW_HIT, 0) | (row << BANK_BITS) | flat
 
 
-def _bit_per_bank(flags: Array) -> Array:
-    """bool[C, banks] -> uint32[C, words]: bank b is bit b % 32 of word b // 32."""
-    c, banks = flags.shape
-    width = min(banks, 32)
-    bits = flags.reshape(c, banks // width, width).astype(jnp.uint32) << jnp.arange(width, dtype=jnp.uint32)
-    return jnp.sum(bits, axis=2, dtype=jnp.uint32)
+def _bit(bank: Array) -> Array:
+    return jnp.uint32(1) << (bank & 31).astype(jnp.uint32)
+
+
+def _mask_of(bank: Array, where: Array, words: int) -> Array:
+    """uint32[C, W, L]: the set of one bank (int32[C, L]) where `where`, else the empty set."""
+    mine = where[:, None] & (bank[:, None] >> 5 == numbers(words))
+    return jnp.where(mine, _bit(bank)[:, None], jnp.uint32(0))
 
 
 def _banks_of(place: Array, chosen: Array, words: int) -> Array:
-    """uint32[C, words]: the banks of the chosen entries (bool[C, Q]), bit by bit as in `_bit_per_bank`."""
+    """uint32[C, W, L]: the banks of the chosen entries (bool[C, Q, L])."""
     bank = place & BANK_MASK
-    bit = jnp.uint32(1) << (bank & 31).astype(jnp.uint32)
-    mine = [jnp.where(chosen & (bank >> 5 == word), bit, jnp.uint32(0)) for word in range(words)]
-    return jnp.stack([lax.reduce(bits, jnp.uint32(0), lax.bitwise_or, (1,)) for bits in mine], axis=1)
+    mine = [jnp.where(chosen & (bank >> 5 == word), _bit(bank), jnp.uint32(0)) for word in range(words)]
+    return jnp.stack([fold(jnp.bitwise_or, bits) for bits in mine], axis=1)
 
 
-def _bit_of(masks: Array, bank: Array) -> Array:
-    """bool[C, Q]: the bits of banks int32[C, Q] in uint32[C, words]."""
+def _has_bank(masks: Array, bank: Array) -> Array:
+    """bool[C, N, L]: whether the sets uint32[C, W, L] contain the banks int32[C, N, L] (or broadcast to it)."""
     word = masks[:, :1]
     for index in range(1, masks.shape[1]):
         word = jnp.where(bank >> 5 == index, masks[:, index : index + 1], word)
@@ -438,50 +518,53 @@ def _bit_of(masks: Array, bank: Array) -> Array:
 def _best_of_queue(params: DramParams, s: DramState, ready: Array, consult: Array) -> tuple[Array, _Choice]:
     """The oldest entry of the current queue whose next command is ready (with hit_first: the oldest ready hit).
 
-    Readiness is a property of the bank: one bit per bank for row hits, one for all others (ACT where the bank is
+    Readiness is a property of the bank: one set of banks for row hits, one for all others (ACT where the bank is
     closed, PRE where it is open). With hit_first no PRE closes a row that the queue still has hits for.
     """
-    write = s.write_mode
+    write = settle(s.write_mode)
     key = jnp.where(write[:, None], s.key[:, 1], s.key[:, 0])
     place = jnp.where(write[:, None], s.place[:, 1], s.place[:, 0])
-    access_ready = jnp.where(write[:, None], ready[:, :, WR], ready[:, :, RD])
-    other_ready = jnp.where(s.open_row >= 0, ready[:, :, PRE], ready[:, :, ACT])
+    hit_banks = settle(jnp.where(write[:, None], ready[:, WR], ready[:, RD]))
+    other_banks = (s.opened & ready[:, PRE]) | (~s.opened & ready[:, ACT])
     bank = place & BANK_MASK
     row_hit = (place & ROW_HIT) != 0
-    hit_banks, other_banks = _bit_per_bank(access_ready), _bit_per_bank(other_ready)
-    wanted_rows = _banks_of(place, row_hit & (key != FAR), hit_banks.shape[1])
-    other_banks &= ~jnp.where(params.hit_first > 0, wanted_rows, jnp.uint32(0))
-    can = jnp.where(row_hit, _bit_of(hit_banks, bank), _bit_of(other_banks, bank))
+    wanted_rows = _banks_of(place, row_hit, hit_banks.shape[1])
+    other_banks = settle(other_banks & ~jnp.where(params.hit_first > 0, wanted_rows, jnp.uint32(0)))
+    can = jnp.where(row_hit, _has_bank(hit_banks, bank), _has_bank(other_banks, bank))
     later = jnp.where(row_hit, 0, params.hit_first << 30)
-    best = jnp.min(jnp.where(can, key | later, FAR), axis=1)
+    best = fold(jnp.minimum, jnp.where(can, key | later, FAR))
 
     found = consult & (best != FAR)
     slot = jnp.where(found, best & (MAX_QUEUE - 1), 0)
-    kind = write.astype(jnp.int32)
-    at = (jnp.arange(key.shape[0]), kind, slot)
-    its_place, meta, arrival = settle(s.place[at]), settle(s.meta[at]), settle(s.arrival[at])
+    order = (best & ~ROW_HIT) >> SLOT_BITS
+    at = numbers(key.shape[0]), write.astype(jnp.int32), slot
+    its_place, meta = pick(s.place, *at), pick(s.meta, *at)
     its_bank = its_place & BANK_MASK
     hit = (its_place & ROW_HIT) != 0
-    closed = pick(s.open_row, its_bank) < 0
+    closed = ~_has_bank(s.opened, its_bank[:, None])[:, 0]
     command = jnp.where(hit, jnp.where(write, WR, RD), jnp.where(closed, ACT, PRE))
-    under_active = pick(s.active_arrival, its_bank) != FAR
-    found = found & ~((command == PRE) & under_active)
+    under_active = _has_bank(s.active, its_bank[:, None])[:, 0]
+    found = settle(found & ~((command == PRE) & under_active))
     row = (its_place & ~ROW_HIT) >> BANK_BITS
-    return found, _Choice(found, command, its_bank, row, meta, arrival, write, found, slot)
+    return found, _Choice(found, command, its_bank, row, meta, order, write, found, slot)
 
 
-def _issue(params: DramParams, s: DramState, choice: _Choice) -> tuple[DramState, Array]:
-    """Apply the chosen command: row statistics, bank state, queues, timing. Returns the state and write_done[C]."""
-    command = jnp.where(choice.issued, choice.command, -1)
-    s = _count_row(s, choice, command)
-    s = _update_timing(params, s, choice, command)
-    s = _move_requests(s, choice, command)
-    s = _push_pending(s, command == RD, s.clock + params.read_latency, choice.meta >> 1)
+def _issue(params: DramParams, s: DramState, choice: _Choice, read_meta: Array) -> tuple[DramState, Array]:
+    """Apply the chosen command: row statistics, bank state, queues, timing. Returns the state and write_done[C, L].
+
+    read_meta: what was read from the pending ring in this tick, before this writes to it.
+    """
+    command = choice.command
+    s = _count_row(s, choice)
+    s = _update_timing(params, s, choice)
+    s = _move_request(s, choice)
+    s = _push_pending(s, after(read_meta, command == RD), s.clock + params.read_latency, choice.meta >> 1)
     return s, command == WR
 
 
-def _count_row(s: DramState, choice: _Choice, command: Array) -> DramState:
+def _count_row(s: DramState, choice: _Choice) -> DramState:
     """A request counts once, by its first command: access = hit, ACT = miss, PRE = conflict; a refresh is a miss."""
+    command = choice.command
     first = choice.from_queue & ((choice.meta & 1) == 0)
     refresh_first = (command >= PREA) & ~s.refresh_counted
     return s.replace(
@@ -493,86 +576,87 @@ def _count_row(s: DramState, choice: _Choice, command: Array) -> DramState:
     )
 
 
-def _move_requests(s: DramState, choice: _Choice, command: Array) -> DramState:
+def _move_request(s: DramState, choice: _Choice) -> DramState:
     """ACT moves the request to the activated ones; an access removes it; PRE leaves it, marked as counted."""
-    channel = jnp.arange(s.key.shape[0])
+    command = choice.command
     access = (command == RD) | (command == WR)
-    opens = command == ACT
-    leaves = choice.from_queue & (access | opens)
+    opens = settle(after(choice.meta, command == ACT))
+    leaves = settle(choice.from_queue & (access | opens))
     kind = choice.is_write.astype(jnp.int32)
-    last = pick(s.count, kind) - 1
-    last_at = (channel, kind, jnp.maximum(last, 0))
-    moved_key = (settle(s.key[last_at]) & ~(MAX_QUEUE - 1)) | choice.slot
-    moved_meta, moved_arrival = settle(s.meta[last_at]), settle(s.arrival[last_at])
-    moved_block, moved_place = settle(s.block[last_at]), settle(s.place[last_at])
-    # The last entry fills the hole; when the hole is the last slot both writes meet and FAR, written second, stands.
-    gone = jnp.where(leaves, kind, 2)
-    for read in (choice.row, choice.meta, choice.arrival, moved_place):
-        gone = after(read, gone, 2)
-    hole, end = (channel, gone, choice.slot), (channel, gone, last)
-    marked = (channel, jnp.where(choice.from_queue & (command == PRE), kind, 2), choice.slot)
-
-    at_bank = one_hot(jnp.where(choice.issued, choice.bank, -1), s.open_row.shape[1])
-    closes = (at_bank & (command == PRE)[:, None]) | (command == PREA)[:, None]
-    place = s.place.at[hole].set(moved_place, mode="drop")
+    channel, words, q = numbers(s.key.shape[0]), s.opened.shape[1], s.key.shape[2]
+    at = channel, kind, choice.slot
+    opened = settle(_mask_of(choice.bank, opens, words))
+    closed = _mask_of(choice.bank, command == PRE, words) | jnp.where((command == PREA)[:, None], ~jnp.uint32(0), 0)
+    served = _mask_of(choice.bank, access & ~choice.from_queue, words)
+    written = _mask_of(choice.bank, opens & choice.is_write, words)
+    left = one_hot(jnp.where(leaves, kind, 2), 2)
+    freed = jnp.where(left[:, :, None], _mask_of(choice.slot, leaves, s.used.shape[2])[:, None], jnp.uint32(0))
     return s.replace(
-        key=s.key.at[hole].set(moved_key, mode="drop").at[end].set(FAR, mode="drop"),
-        meta=s.meta.at[hole].set(moved_meta, mode="drop").at[marked].set(choice.meta | 1, mode="drop"),
-        block=s.block.at[hole].set(moved_block, mode="drop"),
-        place=_update_hits(place, choice, command),
-        arrival=s.arrival.at[hole].set(moved_arrival, mode="drop"),
-        count=s.count - one_hot(jnp.where(leaves, kind, 2), 2),
-        open_row=jnp.where(closes, -1, jnp.where(at_bank & opens[:, None], choice.row[:, None], s.open_row)),
-        active_arrival=jnp.where(
-            at_bank & opens[:, None],
-            choice.arrival[:, None],
-            jnp.where(at_bank & (access & ~choice.from_queue)[:, None], FAR, s.active_arrival),
+        key=put(s.key, leaves, FAR, *at),
+        used=s.used & ~freed,
+        block=put(s.block, leaves & choice.is_write, -1, channel, choice.slot),
+        change=PlaceChange(
+            bank=jnp.where(command == PREA, ALL_BANKS, jnp.where(opens | (command == PRE), choice.bank, -1)),
+            opened=jnp.where(opens, (choice.row << BANK_BITS) | choice.bank, -1),
+            left=jnp.where(leaves, kind * q + choice.slot, -1),
         ),
-        active_meta=jnp.where(
-            at_bank & opens[:, None], ((choice.meta >> 1 << 1) | choice.is_write)[:, None], s.active_meta
-        ),
+        meta=put(s.meta, after(choice.meta, choice.from_queue & (command == PRE)), choice.meta | 1, *at),
+        count=s.count - left,
+        opened=(s.opened | opened) & ~closed,
+        row=put(s.row, opens, choice.row, channel, choice.bank),
+        active=(s.active | opened) & ~served,
+        active_write=(s.active_write & ~opened) | written,
+        active_key=put(s.active_key, opens, (choice.order << BANK_BITS) | choice.bank, channel, choice.bank),
+        active_meta=put(s.active_meta, opens, choice.meta >> 1, channel, choice.bank),
     )
 
 
-def _update_hits(place: Array, choice: _Choice, command: Array) -> Array:
-    """After a row command, the queued requests to that bank (PREA: to all banks) hit or no longer hit."""
-
-    def wide(values: Array) -> Array:
-        return values[:, None, None]
-
-    touched = (place & BANK_MASK) == wide(jnp.where((command == ACT) | (command == PRE), choice.bank, -1))
-    touched |= wide(command == PREA)
-    opened = wide(jnp.where(command == ACT, (choice.row << BANK_BITS) | choice.bank, -1))
-    without = place & ~ROW_HIT
-    return jnp.where(touched, jnp.where(without == opened, without | ROW_HIT, without), place)
+def _rules_of(params: DramParams, command: Array) -> Array:
+    """int32[C, N_LEVELS, N_COMMANDS, L]: least distance of every command from this one at each level, 0 where none."""
+    rule = jnp.zeros((command.shape[0], N_LEVELS, N_COMMANDS, command.shape[1]), jnp.int32)
+    for number in range(N_COMMANDS):
+        rule = jnp.where(command[:, None, None] == number, params.timing[:, number], rule)
+    return settle(rule)
 
 
-def _update_timing(params: DramParams, s: DramState, choice: _Choice, command: Array) -> DramState:
-    """Raise the earliest ticks of the nodes on the command's path. PREA and REF reach channel and rank only."""
-    ranks, groups, banks = s.ready_rank.shape[1], s.ready_group.shape[1], s.ready_bank.shape[1]
-    issued = choice.issued
-    distance = params.timing[:, jnp.maximum(command, 0)]
-    whole_channel = (command >= PREA)[:, None]
-    bank = choice.bank
+def _update_timing(params: DramParams, s: DramState, choice: _Choice) -> DramState:
+    """Raise the earliest ticks at the nodes on the command's path. PREA and REF reach channel and rank only.
 
-    def node(count: int) -> Array:
-        return one_hot(jnp.where(issued, bank & (count - 1), -1), count)
+    Where there is no rule the distance is 0: a tick raised to the present is as ready as before.
+    """
+    ranks, groups = s.ready_rank.shape[2], s.ready_group.shape[2]
+    command = choice.command
+    rule = _rules_of(params, command)
+    whole = (command >= PREA)[:, None]
+    bank, rank = settle(jnp.where(command >= 0, choice.bank, -1))[:, None], choice.bank & (ranks - 1)
 
-    def raised(ready: Array, level: int, nodes: Array) -> Array:
-        rule = distance[level][:, None, : ready.shape[-1]]
-        earliest = jnp.where(nodes[:, :, None] & (rule > 0), s.clock + rule, PAST)
-        return jnp.maximum(ready, earliest)
+    def at(count: int) -> Array:
+        return (numbers(count) == bank & (count - 1)) & (bank >= 0)
 
-    at_rank = node(ranks) | (whole_channel & issued[:, None])
-    is_act = at_rank & (command == ACT)[:, None]
-    window_rule = jnp.where(is_act, s.activations[:, :, 2] + params.four_activate_window, PAST)
-    ready_rank = raised(s.ready_rank, RANK, at_rank)
-    ready_rank = ready_rank.at[:, :, ACT].max(window_rule)
-    newest = jnp.concatenate([jnp.full_like(s.activations[:, :, :1], s.clock), s.activations[:, :, :3]], axis=2)
+    at_rank = at(ranks) | whole
+    on_rank = (numbers(groups) & (ranks - 1) == rank[:, None]) & (bank >= 0) | whole
+    channel_rule, rank_rule = rule[:, CHANNEL, :, None], rule[:, RANK, :, None]
+    of_group = jnp.where((at(groups) & ~whole)[:, None], rule[:, BANK_GROUP, :4, None], 0)
+    of_rank = jnp.where(on_rank[:, None], rank_rule[:, :4], 0)
+    distance = jnp.maximum(jnp.maximum(of_group, of_rank), channel_rule[:, :4])
+    is_act = (command == ACT)[:, None]
+    third = pick(s.activations, numbers(command.shape[0]), rank, jnp.full_like(rank, 2))
+    window = settle(jnp.where(command == ACT, third + params.four_activate_window, PAST))[:, None, None]
+    of_window = jnp.where(on_rank[:, None] & (numbers(4, 2) == ACT), window, PAST)
+    to_rank = jnp.maximum(jnp.where(at_rank[:, None], rank_rule[:, PREA:], 0), channel_rule[:, PREA:])
+    newest = jnp.concatenate(
+        [jnp.broadcast_to(s.clock, s.activations[:, :, :1].shape), s.activations[:, :, :3]], axis=2
+    )
     return s.replace(
-        ready_channel=raised(s.ready_channel[:, None], CHANNEL, issued[:, None])[:, 0],
-        ready_rank=ready_rank,
-        ready_group=raised(s.ready_group, BANK_GROUP, node(groups) & ~whole_channel),
-        ready_bank=raised(s.ready_bank, BANK, node(banks) & ~whole_channel),
-        activations=jnp.where(is_act[:, :, None], newest, s.activations),
+        ready_rank=jnp.maximum(s.ready_rank, s.clock + to_rank),
+        ready_group=jnp.maximum(jnp.maximum(s.ready_group, s.clock + distance), of_window),
+        ready_bank=raise_to(
+            s.ready_bank,
+            (bank >= 0) & ~whole & (rule[:, BANK, :4] > 0),
+            s.clock + rule[:, BANK, :4],
+            numbers(command.shape[0], 2),
+            numbers(4),
+            jnp.maximum(bank, 0),
+        ),
+        activations=jnp.where((at_rank & is_act)[:, :, None], newest, s.activations),
     )

@@ -1,9 +1,18 @@
-"""Small array idioms shared by the stages: picks, one-hot masks and rings over a leading axis."""
+"""Small array idioms shared by the stages. The last axis of every array is the lane.
+
+Lanes last, because XLA's CPU kernels vectorise over the innermost axis only, and over a long one best: the same
+kernels with lanes first, which is what `vmap` makes, run several times slower. `put` and `pick` work on flattened
+arrays: one index per element instead of a tuple. Reads and writes go through `settle`, which says why.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 FAR = 2**31 - 1
 """A time or key that never comes first."""
@@ -11,37 +20,124 @@ PAST = -(2**30)
 """A time long before the start of every run."""
 
 
-def pick(values: Array, index: Array) -> Array:
-    """values[i, index[i]] for every i. values: [N, M, ...]; index: int32[N] in [0, M)."""
-    return values[jnp.arange(values.shape[0]), index]
+def numbers(size: int, axes_after: int = 1) -> Array:
+    """int32[size, 1, ...], 0 to size-1: the index along an axis that has `axes_after` axes behind it."""
+    return lax.broadcasted_iota(jnp.int32, (size, *(1,) * axes_after), 0)
+
+
+def settle(values: Array) -> Array:
+    """The values as they are, in a buffer of their own.
+
+    XLA fuses a cheap computation into everything that uses it. Two harms come of that: what is decided per channel is
+    worked out again for every bank and queue slot; and a read from an array that is written later in the step is
+    repeated after the write, so that XLA copies the array in every step. A window reduction is never fused into its
+    users (`lax.optimization_barrier` does not help, it is gone too early): here over a window of two along a new axis
+    of size one, the other element being padding. Let a write depend on such a read with `after`.
+    """
+    kind = values.dtype
+    wide = values.astype(jnp.int32) if kind == jnp.bool_ else values
+    identity = jnp.asarray(jnp.iinfo(wide.dtype).min, wide.dtype)
+    ones, none = (1,) * values.ndim, ((0, 0),) * values.ndim
+    made = lax.reduce_window(wide[None], identity, lax.max, (2, *ones), (1, *ones), ((0, 1), *none))[0]
+    return made > 0 if kind == jnp.bool_ else made
+
+
+def _flat(shape: tuple[int, ...], index: tuple[Array, ...]) -> Array:
+    """Position of [*index, lane] in a flattened array of this shape."""
+    row = index[0]
+    for size, following in zip(shape[1:-1], index[1:], strict=True):
+        row = row * size + following
+    return row * shape[-1] + jnp.arange(shape[-1], dtype=jnp.int32)
+
+
+def pick(values: Array, *index: Array) -> Array:
+    """values[*index, lane]: one index for every axis before the lanes, in range, int32[..., L] or broadcast to it."""
+    at = settle(_flat(values.shape, index))
+    return settle(values.reshape(-1).at[at].get(mode="promise_in_bounds"))
+
+
+def pick_row(values: Array, index: Array) -> Array:
+    """values[i, index[i, lane], lane] for every i. values: [N, M, L]; index: int32[N, L] in [0, M)."""
+    return pick(values, numbers(values.shape[0]), index)
+
+
+def put(values: Array, where: Array, value: Array | int, *index: Array) -> Array:
+    """Set values[*index, lane] where `where`, which has the full shape of the indices."""
+    at, value = _to_write(values, where, value, index)
+    return values.reshape(-1).at[at].set(value, mode="drop").reshape(values.shape)
+
+
+def add(values: Array, where: Array, value: Array | int, *index: Array) -> Array:
+    """Add to values[*index, lane] where `where`; additions to the same element all count."""
+    at, value = _to_write(values, where, value, index)
+    return values.reshape(-1).at[at].add(value, mode="drop").reshape(values.shape)
+
+
+def raise_to(values: Array, where: Array, value: Array, *index: Array) -> Array:
+    """Raise values[*index, lane] to at least the value where `where`."""
+    at, value = _to_write(values, where, value, index)
+    return values.reshape(-1).at[at].max(value, mode="drop").reshape(values.shape)
+
+
+def _to_write(values: Array, where: Array, value: Array | int, index: tuple[Array, ...]) -> tuple[Array, Any]:
+    """Flat positions and values of a write; positions beyond the end drop out."""
+    at = settle(jnp.where(where, _flat(values.shape, index), values.size)).reshape(-1)
+    if isinstance(value, int):
+        return at, value
+    return at, settle(jnp.broadcast_to(value, where.shape)).reshape(-1)
 
 
 def one_hot(index: Array, size: int) -> Array:
-    """bool[N, size]: True at index[i]; a row whose index is outside [0, size) is all False."""
-    return index[:, None] == jnp.arange(size, dtype=index.dtype)
+    """bool[N, size, L] of index int32[N, L]; all False where the index is outside [0, size)."""
+    return index[:, None] == numbers(size)
+
+
+FOLD = 8
+"""Parts of an axis that `fold` combines at a time."""
+
+
+def fold(combine: Callable[[Array, Array], Array], values: Array, axis: int = 1) -> Array:
+    """Combine the elements along an axis by an associative operation (jnp.minimum, jnp.add, ...).
+
+    By slices, a few at a time: such kernels vectorise over the lanes, XLA's reductions of computed values do not.
+    """
+    if values.shape[axis] <= FOLD:
+        # XLA writes the input of many slices out, but works a few out anew.
+        values = settle(values)
+    while (size := values.shape[axis]) > 1:
+        parts = max(part for part in range(1, FOLD + 1) if size % part == 0) if size > FOLD else size
+        if parts == 1:
+            raise ValueError(f"an axis of {size} elements cannot be cut into at most {FOLD} equal parts")
+        length = size // parts
+        slices = [lax.slice_in_dim(values, i * length, (i + 1) * length, axis=axis) for i in range(parts)]
+        values = settle(reduce(combine, slices))
+    return jnp.squeeze(values, axis)
+
+
+def any_of(flags: Array) -> Array:
+    """bool[L]: any element of the lane, over all axes but the last."""
+    return least(jnp.where(flags, 0, 1)) == 0
+
+
+def least(*values: Array) -> Array:
+    """int32[L]: the smallest element of the lane over several arrays."""
+    smallest = []
+    for array in values:
+        while array.ndim > 1:
+            array = fold(jnp.minimum, array, 0)
+        smallest.append(array)
+    return reduce(jnp.minimum, smallest)
 
 
 def append(ring: Array, tail: Array, value: Array, push: Array) -> Array:
-    """Write value[i] at position tail[i] of ring i (ring: [N, power of two]) where push[i]; others unchanged."""
-    size = ring.shape[1]
-    position = jnp.where(push, tail & (size - 1), size)
-    return ring.at[jnp.arange(ring.shape[0]), position].set(value, mode="drop")
+    """Write value[i] at position tail[i] of ring i (ring: [N, power of two, L]) where push[i]; others unchanged."""
+    return put(ring, push, value, numbers(ring.shape[0]), tail & (ring.shape[1] - 1))
 
 
 NEVER = -(2**31)
 """A value that nothing settled ever has."""
 
 
-def settle(read: Array) -> Array:
-    """A value read from a large array that is written later in the step, made final here. read: int32[N].
-
-    XLA duplicates a cheap read into every later use of it, finds such a use after the write and then copies the whole
-    array in every step. A scatter is never fused into its users: they all share this one result. Let the write depend
-    on it with `after`; `lax.optimization_barrier` does not help, it is gone before copies are placed.
-    """
-    return jnp.zeros_like(read).at[jnp.arange(read.size)].set(read, unique_indices=True)
-
-
-def after(settled: Array, index: Array, nowhere: int) -> Array:
-    """The index of a write that must come after a settled read: `index` itself, in a form XLA cannot see through."""
-    return jnp.where(settled == NEVER, nowhere, index)
+def after(settled: Array, where: Array) -> Array:
+    """The condition of a write that must come after a settled read: `where` itself, as XLA cannot see."""
+    return where & (settled != NEVER)

@@ -8,20 +8,20 @@ import jax.numpy as jnp
 from jax import Array
 
 from vsim.npu import dispatch
-from vsim.npu import state as lanes
+from vsim.npu import state as batch
 from vsim.npu.step import step
 from vsim.npu.types import NpuParams, NpuShape, NpuState, ProgramTables
 
 
 @dataclass(frozen=True)
 class NpuMachine:
-    """See `vsim.engine.Machine`. A lane's own input is the index of its program (int32[])."""
+    """See `vsim.engine.Machine`. A lane's own input is the index of its program."""
 
     shape: NpuShape
 
-    def init(self, shared: ProgramTables, params: NpuParams, lane: Array) -> NpuState:
-        """The lane before its first tick."""
-        return lanes.init(self.shape, params, shared, lane)
+    def init(self, shared: ProgramTables, params: NpuParams, lanes: Array) -> NpuState:
+        """The lanes before their first tick."""
+        return batch.init(self.shape, params, shared, lanes)
 
     def step(self, shared: ProgramTables, params: NpuParams, state: NpuState) -> NpuState:
         """Up to one tick of each clock domain, in every lane."""
@@ -33,7 +33,7 @@ class NpuMachine:
 
     def rebase(self, state: NpuState) -> NpuState:
         """Restart the clocks' counts."""
-        return lanes.rebase(self.shape, state)
+        return batch.rebase(self.shape, state)
 
     def elapsed(self, state: NpuState) -> Array:
         """Core cycles."""

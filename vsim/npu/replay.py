@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from hwconfigs.errors import UserError
 from vsim.npu import dram
-from vsim.npu.fields import FAR
+from vsim.npu.fields import FAR, pick
 
 COMMAND_NAMES = ("ACT", "PRE", "RD", "WR", "PREA", "REFab")
 LEVEL_OF_NAME = {"channel": 0, "pseudochannel": 1, "rank": 1, "bankgroup": 2, "bank": 3}
@@ -55,8 +55,8 @@ class Replayed:
     row_conflicts: int
 
 
-class _Lane(struct.PyTreeNode):
-    """One trace on the device; N requests, padded with requests that never come."""
+class _Traces(struct.PyTreeNode):
+    """The traces on the device: [N, L], padded with requests that never come; count: int32[L]."""
 
     request_cycle: Array
     block: Array
@@ -200,14 +200,14 @@ def run_batch(shape: dram.DramShape, params: dram.DramParams, traces: list[Trace
     def padded(values: NDArray[Any], fill: int) -> NDArray[np.int32]:
         return np.pad(values.astype(np.int32), (0, longest - len(values)), constant_values=fill)
 
-    lanes = _Lane(
-        request_cycle=jnp.asarray(np.stack([padded(t.request_cycle, FAR) for t in traces])),
-        block=jnp.asarray(np.stack([padded(t.block, 0) for t in traces])),
-        is_write=jnp.asarray(np.stack([padded(t.is_write, 0) for t in traces]) > 0),
+    lanes = _Traces(
+        request_cycle=jnp.asarray(np.stack([padded(t.request_cycle, FAR) for t in traces], axis=-1)),
+        block=jnp.asarray(np.stack([padded(t.block, 0) for t in traces], axis=-1)),
+        is_write=jnp.asarray(np.stack([padded(t.is_write, 0) for t in traces], axis=-1) > 0),
         count=jnp.asarray([len(t.block) for t in traces], jnp.int32),
     )
-    one = dram.init(shape, params)
-    state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(traces), *leaf.shape)), one)
+    params = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[..., None], (*leaf.shape, len(traces))), params)
+    state = dram.init(shape, params)
     position = jnp.zeros(len(traces), jnp.int32)
     completed = np.zeros(len(traces), int)
     last_request = max(int(t.request_cycle.max(initial=0)) for t in traces)
@@ -222,10 +222,10 @@ def run_batch(shape: dram.DramShape, params: dram.DramParams, traces: list[Trace
 
 @partial(jax.jit, donate_argnums=(2, 3))
 def _run_chunk(
-    params: dram.DramParams, lanes: _Lane, state: dram.DramState, position: Array
+    params: dram.DramParams, traces: _Traces, state: dram.DramState, position: Array
 ) -> tuple[dram.DramState, Array, dict[str, Array]]:
     def one_tick(carry: tuple[dram.DramState, Array], _: None) -> tuple[Any, dict[str, Array]]:
-        state, position, events = jax.vmap(partial(_tick, params))(lanes, *carry)
+        state, position, events = _tick(params, traces, *carry)
         return (state, position), events
 
     (state, position), events = jax.lax.scan(one_tick, (state, position), None, length=TICKS_PER_CHUNK)
@@ -233,14 +233,16 @@ def _run_chunk(
 
 
 def _tick(
-    params: dram.DramParams, lane: _Lane, state: dram.DramState, position: Array
+    params: dram.DramParams, traces: _Traces, state: dram.DramState, position: Array
 ) -> tuple[dram.DramState, Array, dict[str, Array]]:
-    at = jnp.minimum(position, lane.block.shape[0] - 1)
-    valid = (position < lane.count) & (lane.request_cycle[at] <= state.clock)
-    offer = dram.Offer(valid[None], lane.is_write[at][None], lane.block[at][None], at[None])
-    room = dram.Room(jnp.ones(1, bool), jnp.ones(1, bool))
+    at = jnp.minimum(position, traces.block.shape[0] - 1)
+    cycle, block = pick(traces.request_cycle, at), pick(traces.block, at)
+    valid = (position < traces.count) & (cycle <= state.clock)
+    always = jnp.ones((1, position.size), bool)
+    room = dram.Room(always, always)
+    offer = dram.Offer(valid[None], pick(traces.is_write, at)[None], block[None], at[None])
     state, accepted = dram.accept(params, state, offer, room)
-    state, outcome = dram.tick(params, state, room, jnp.bool_(True))
+    state, outcome = dram.tick(params, state, room, always[0])
     events = {
         "clock": state.clock,
         "accepted": jnp.where(accepted[0], position, -1),
@@ -264,7 +266,9 @@ def _collect(events: dict[str, NDArray[Any]], lane: int, requests: int, state: d
         complete[of[request][of[done]]] = of["clock"][of[done]]
     issued = np.flatnonzero(of["command"] >= 0)
     commands = [(int(of["clock"][i]), COMMAND_NAMES[of["command"][i]], int(of["served"][i])) for i in issued]
-    rows = [int(np.asarray(counter)[lane].sum()) for counter in (state.row_hits, state.row_misses, state.row_conflicts)]
+    rows = [
+        int(np.asarray(counter)[:, lane].sum()) for counter in (state.row_hits, state.row_misses, state.row_conflicts)
+    ]
     return Replayed(accept, complete, commands, *rows)
 
 

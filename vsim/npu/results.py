@@ -98,19 +98,18 @@ def _two_words(words: Any) -> int:
 
 
 def _cores(hw: HwConfig, state: NpuState, cycles: int) -> tuple[dict[str, Any], ...]:
-    def count(counter: Any, core: int) -> int:
-        return int(counter[core, 0]) + (int(counter[core, 1]) << RADIX_BITS)
-
-    core = state.core
+    pairs = zip(state.core.activity, state.core.activity_high, strict=True)
+    counts = [(np.asarray(low, np.int64) + (np.asarray(high, np.int64) << RADIX_BITS)).tolist() for low, high in pairs]
+    systolic, vector, compute, idle, busy = counts
     return tuple(
         {
             "core": index,
-            "systolic_active_cycles": count(core.systolic_active, index),
-            "systolic_busy_cycles": count(core.systolic_busy, index),
-            "vector_active_cycles": count(core.vector_active, index),
-            "compute_active_cycles": count(core.compute_active, index),
-            "idle_cycles": count(core.idle, index),
-            "systolic_utilization": count(core.systolic_active, index) / cycles if cycles else 0.0,
+            "systolic_active_cycles": systolic[index],
+            "systolic_busy_cycles": busy[index],
+            "vector_active_cycles": vector[index],
+            "compute_active_cycles": compute[index],
+            "idle_cycles": idle[index],
+            "systolic_utilization": systolic[index] / cycles if cycles else 0.0,
         }
         for index in range(hw.cores.count)
     )

@@ -1,4 +1,4 @@
-"""The initial state of a lane, and the rebasing of its clocks between chunks."""
+"""The initial state of lanes (last axis of every array), and the rebasing of their clocks between chunks."""
 
 from __future__ import annotations
 
@@ -8,44 +8,50 @@ from jax import Array
 from vsim.npu import dispatch, dram, noc, words
 from vsim.npu.dram import DramState
 from vsim.npu.fields import FAR, PAST
-from vsim.npu.types import CoreState, NocState, NpuParams, NpuShape, NpuState, ProgramTables
+from vsim.npu.types import Activity, CoreState, NocState, NpuParams, NpuShape, NpuState, Pass, ProgramTables
 
 
 def init(shape: NpuShape, params: NpuParams, program: ProgramTables, which: Array) -> NpuState:
-    """A lane before its first tick. which: int32[], index of its program."""
-    zero = jnp.int32(0)
+    """Lanes before their first tick. which: int32[L], index of each lane's program."""
+    lanes = which.size
+    zero, no = jnp.zeros(lanes, jnp.int32), jnp.zeros(lanes, bool)
     return NpuState(
-        core=_init_core(shape),
+        core=_init_core(shape, lanes),
         schedule=dispatch.start(program, which, shape.layers),
-        noc=noc.init(shape),
+        noc=noc.init(shape, lanes),
         dram=dram.init(shape.dram, params.dram),
-        core_time=zero, noc_time=zero, dram_time=zero,
-        core_quiet=jnp.bool_(False), noc_quiet=jnp.bool_(False), dram_quiet=jnp.bool_(False),
-        iterations=zero, program=jnp.asarray(which, jnp.int32), status=zero, done=jnp.bool_(False),
+        core_time=zero, noc_time=zero, dram_time=zero, core_quiet=no, noc_quiet=no, dram_quiet=no,
+        iterations=zero, program=jnp.asarray(which, jnp.int32), status=zero, done=no,
     )  # fmt: skip
 
 
-def _init_core(shape: NpuShape) -> CoreState:
+def _init_core(shape: NpuShape, lanes: int) -> CoreState:
     c = shape.cores
 
     def zeros(*dims: int) -> Array:
-        return jnp.zeros(dims, jnp.int32)
+        return jnp.zeros((*dims, lanes), jnp.int32)
 
     def false(*dims: int) -> Array:
-        return jnp.zeros(dims, bool)
+        return jnp.zeros((*dims, lanes), bool)
 
+    def minus(*dims: int) -> Array:
+        return jnp.full((*dims, lanes), -1, jnp.int32)
+
+    no_descriptor = words.Descriptor(*(zeros(c) for _ in words.Descriptor._fields))
+    no_execute = words.Execute(*(zeros(c) for _ in words.Execute._fields))._replace(preload=false(c))
+    none = Activity(*(zeros(c) for _ in Activity._fields))
     return CoreState(
         now=zeros(), base_high=zeros(), base_low=zeros(), resident=false(c, 2), front=zeros(c), issue_from=zeros(c),
-        row=zeros(c, 2), end_row=zeros(c, 2), loop=zeros(c, 2, 3), spad_half=zeros(c, 2), acc_half=zeros(c, 2),
-        streaming=false(c, 2), last_done=false(c, 2), previous_layer=jnp.full(c, -1, jnp.int32),
-        previous_key=zeros(c), previous_acc=zeros(c), remaining=jnp.full((c, 4, shape.entries), -1, jnp.int32),
-        load_valid=false(c), load=zeros(c, words.DESCRIPTOR_WORDS), store_valid=false(c),
-        store=zeros(c, words.DESCRIPTOR_WORDS), store_last=zeros(c), execute_valid=false(c),
-        execute=zeros(c, words.EXECUTE_WORDS), systolic=zeros(c, shape.systolic, 3), systolic_head=zeros(c),
+        row=zeros(c, 2), end_row=zeros(c, 2), loop=(zeros(c, 2), zeros(c, 2), zeros(c, 2)), spad_half=zeros(c, 2),
+        acc_half=zeros(c, 2),
+        streaming=false(c, 2), last_done=false(c, 2), previous_layer=minus(c), previous_key=zeros(c),
+        previous_acc=zeros(c), remaining=minus(c, 4 * shape.entries),
+        load_valid=false(c), load=no_descriptor, store_valid=false(c), store=no_descriptor,
+        store_last=zeros(c), execute_valid=false(c), execute=no_execute,
+        systolic=Pass(*(zeros(c, shape.systolic) for _ in Pass._fields)), systolic_head=zeros(c),
         systolic_count=zeros(c), tail_start=zeros(c), tail_rows=zeros(c), vector_busy=false(c),
         vector_finish=zeros(c), vector_retire=zeros(c), finished=zeros(c), unacknowledged=zeros(c),
-        systolic_active=zeros(c, 2), vector_active=zeros(c, 2), compute_active=zeros(c, 2), idle=zeros(c, 2),
-        systolic_busy=zeros(c, 2),
+        activity=none, activity_high=none,
     )  # fmt: skip
 
 
@@ -68,22 +74,17 @@ def _earlier(times: Array, by: Array) -> Array:
     return jnp.where(times == FAR, FAR, jnp.where(times < PAST + by, PAST, times - by))
 
 
-def _carry(counter: Array) -> Array:
-    low = counter[..., 0]
-    return jnp.stack([low & dispatch.RADIX_MASK, counter[..., 1] + (low >> dispatch.RADIX_BITS)], axis=-1)
-
-
 def _rebase_core(s: CoreState) -> CoreState:
     by = s.now
     high, low = dispatch.absolute(s)
-    times = _earlier(s.systolic[..., :2], by)
+    counts = list(zip(s.activity, s.activity_high, strict=True))
     return s.replace(
         now=s.now - by, base_high=high, base_low=low,
-        systolic=jnp.concatenate([times, s.systolic[..., 2:]], axis=-1),
+        systolic=Pass(_earlier(s.systolic.start, by), _earlier(s.systolic.finish, by), s.systolic.retire),
         tail_start=_earlier(s.tail_start, by), vector_finish=_earlier(s.vector_finish, by),
-        systolic_active=_carry(s.systolic_active), vector_active=_carry(s.vector_active),
-        compute_active=_carry(s.compute_active), idle=_carry(s.idle), systolic_busy=_carry(s.systolic_busy),
-        systolic_head=s.systolic_head & (s.systolic.shape[1] - 1),
+        activity=Activity(*(low & dispatch.RADIX_MASK for low in s.activity)),
+        activity_high=Activity(*(high + (low >> dispatch.RADIX_BITS) for low, high in counts)),
+        systolic_head=s.systolic_head & (s.systolic.start.shape[1] - 1),
     )  # fmt: skip
 
 
@@ -94,17 +95,17 @@ def _rebase_noc(s: NocState) -> NocState:
 
 def _rebase_dram(s: DramState) -> DramState:
     by = s.clock
-    in_use = s.key != FAR
-    order = s.key >> dram.SLOT_BITS
-    oldest = jnp.min(jnp.where(in_use, order, s.order[:, :, None]), axis=2)
+    queued, active = s.key != FAR, dram.is_active(s)
+    orders = jnp.where(queued, s.key >> dram.SLOT_BITS, FAR), jnp.where(active, s.active_key >> dram.BANK_BITS, FAR)
+    oldest = jnp.minimum(jnp.minimum(jnp.min(orders[0], axis=(1, 2)), jnp.min(orders[1], axis=1)), s.order)
     return s.replace(
         clock=s.clock - by,
-        key=jnp.where(in_use, s.key - (oldest[:, :, None] << dram.SLOT_BITS), FAR),
+        key=jnp.where(queued, s.key - (oldest[:, None, None] << dram.SLOT_BITS), FAR),
+        active_key=jnp.where(active, s.active_key - (oldest[:, None] << dram.BANK_BITS), s.active_key),
         order=s.order - oldest,
-        arrival=_earlier(s.arrival, by), active_arrival=_earlier(s.active_arrival, by),
-        ready_channel=_earlier(s.ready_channel, by), ready_rank=_earlier(s.ready_rank, by),
-        ready_group=_earlier(s.ready_group, by), ready_bank=_earlier(s.ready_bank, by),
-        activations=_earlier(s.activations, by), pending_depart=_earlier(s.pending_depart, by),
+        ready_bank=_earlier(s.ready_bank, by), ready_group=_earlier(s.ready_group, by),
+        ready_rank=_earlier(s.ready_rank, by), activations=_earlier(s.activations, by),
+        pending_depart=_earlier(s.pending_depart, by),
         pending_head=s.pending_head & (s.pending_depart.shape[1] - 1),
         refresh_next=_earlier(s.refresh_next, by),
     )  # fmt: skip

@@ -3,11 +3,13 @@
 The original processes one instant after the other and, within an instant, core before DRAM before NoC (spec onnxim.md
 section 1). Most instants have a single domain ticking; here up to three successive ticks share an iteration: a stage
 runs if its domain's next tick is the earliest of all, which each stage decides anew. So any ratio of clocks is exact.
+
+A step is one function of the whole batch, the lane the last axis of every array: rare work for any lane is under one
+`cond`, and the kernels vectorise over lanes (see `vsim.npu.fields`).
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vsim.npu import core, dispatch, dram, noc, words
-from vsim.npu.fields import FAR
+from vsim.npu.fields import FAR, add, any_of, fold, least, numbers, settle
 from vsim.npu.types import (
     STATUS_CYCLE_LIMIT,
     STATUS_DEADLOCK,
@@ -31,36 +33,31 @@ FAR_PS = 2**30
 
 
 def step(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState) -> NpuState:
-    """Advance every lane (leading axis of params and s). A lane that is done, or has a status, does not change."""
-    s = jax.vmap(partial(_tick_domains, shape), in_axes=(0, None, 0))(params, program, s)
-    with jax.named_scope("clocks"):
-        # Rarely can any lane skip while the memory system is busy, and to know how far costs as much as a DRAM tick.
-        may_skip = jax.vmap(_may_skip)(params, s)
-        zeros = jnp.zeros_like(s.status)
-        skips = lax.cond(
-            jnp.any(may_skip),
-            lambda: jax.vmap(partial(_find_skip, shape))(params, s, may_skip),
-            lambda: _Skip(zeros, zeros, zeros, jnp.zeros_like(may_skip)),
-        )
-        return jax.vmap(_skip_idle)(params, s, skips)
-
-
-def _tick_domains(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState) -> NpuState:
-    """The three stages of one lane."""
+    """Advance every lane (last axis of params and s). A lane that is done, or has a status, does not change."""
     alive = ~s.done & (s.status == 0)
     s = s.replace(iterations=s.iterations + alive)
     with jax.named_scope("core"):
-        s = _core_stage(shape, params, program, s, alive & _is_next(s, CORE))
+        s = _core_stage(shape, params, program, s, settle(alive & _is_next(s, CORE)))
     s = _finish(params, program, s)
     with jax.named_scope("noc"):
-        s = _noc_stage(shape, params, program, s, alive & ~s.done & _is_next(s, NOC))
+        s = _noc_stage(shape, params, program, s, settle(alive & ~s.done & _is_next(s, NOC)))
     s = _finish(params, program, s)
     with jax.named_scope("dram"):
-        return _dram_stage(shape, params, s, alive & ~s.done & _is_next(s, DRAM))
+        s = _dram_stage(shape, params, s, settle(alive & ~s.done & _is_next(s, DRAM)))
+    with jax.named_scope("clocks"):
+        # To know how far a lane can skip costs as much as a DRAM tick.
+        may_skip = _may_skip(params, s)
+        zeros = jnp.zeros_like(s.status)
+        skips = lax.cond(
+            jnp.any(may_skip),
+            lambda: _find_skip(shape, params, s, may_skip),
+            lambda: _Skip(zeros, zeros, zeros, jnp.zeros_like(may_skip)),
+        )
+        return _skip_idle(params, s, skips)
 
 
 def _is_next(s: NpuState, domain: int) -> Array:
-    """bool[]: the domain's next tick comes before those of the others; ties go core, DRAM, NoC."""
+    """bool[L]: the domain's next tick comes before those of the others; ties go core, DRAM, NoC."""
     times = s.core_time, s.dram_time, s.noc_time
     mine = times[domain]
     before = [mine < other if rank < domain else mine <= other for rank, other in enumerate(times) if rank != domain]
@@ -72,9 +69,9 @@ def _core_stage(shape: NpuShape, params: NpuParams, program: ProgramTables, s: N
     room = noc.descriptor_room(shape, s.noc)
     cores, did = core.tick(shape, params, program, s.program, room, cores, on)
     network, status = noc.push_descriptors(shape, s.noc, did.load, did.load_valid, did.store, did.store_valid)
-    sent = jnp.any(did.load_valid | did.store_valid)
-    loads = jnp.sum(jnp.where(did.load_valid, did.load[:, words.REQUESTS], 0))
-    stores = jnp.sum(jnp.where(did.store_valid, did.store[:, words.REQUESTS], 0))
+    sent = any_of(did.load_valid | did.store_valid)
+    loads = fold(jnp.add, jnp.where(did.load_valid, did.load.requests, 0), 0)
+    stores = fold(jnp.add, jnp.where(did.store_valid, did.store.requests, 0), 0)
     changed = dispatched | did.changed
     return s.replace(
         core=cores,
@@ -101,17 +98,13 @@ def _noc_stage(shape: NpuShape, params: NpuParams, program: ProgramTables, s: Np
 
 
 def _receive(s: NpuState, word: Array) -> core.CoreState:
-    """Responses reach the cores: read data complete their entry, write acknowledgements are counted."""
-    cores, kinds, entries = s.core.remaining.shape
+    """Responses (int32[R, C, L]) reach the cores: read data complete their entry, write acknowledgements count."""
     arrived = word >= 0
     acknowledges = arrived & words.is_write(word)
     fills = arrived & ~words.is_write(word)
-    at = jnp.where(fills, words.flat_entry_of(word), kinds * entries)
-    remaining = s.core.remaining.reshape(cores, -1)
-    remaining = remaining.at[jnp.arange(cores)[:, None], at].add(-1, mode="drop")
     return s.core.replace(
-        remaining=remaining.reshape(s.core.remaining.shape),
-        unacknowledged=s.core.unacknowledged - jnp.sum(acknowledges, axis=1, dtype=jnp.int32),
+        remaining=add(s.core.remaining, fills, -1, numbers(word.shape[1]), words.flat_entry_of(word)),
+        unacknowledged=s.core.unacknowledged - fold(jnp.add, acknowledges.astype(jnp.int32), 0),
     )
 
 
@@ -119,20 +112,20 @@ def _dram_stage(shape: NpuShape, params: NpuParams, s: NpuState, on: Array) -> N
     valid, block, word = noc.offered(s.noc)
     if shape.fixed_latency_dram:
         taken = on & valid & (block <= s.dram.clock)
-        network, status = noc.give_back(shape, noc.take(s.noc, taken), word, taken)
+        network, status = noc.give_back(shape, noc.take(s.noc, word, taken), word, taken)
         memory = s.dram.replace(clock=s.dram.clock + on)
-        changed = freed = jnp.any(taken)
+        changed = freed = any_of(taken)
     else:
         offer = dram.Offer(on & valid, words.is_write(word), block, word)
         room = _dram_room(shape, s)
         memory, taken = dram.accept(params.dram, s.dram, offer, room)
-        network = noc.take(s.noc, taken)
+        network = noc.take(s.noc, word, taken)
         memory, did = dram.tick(params.dram, memory, room, on)
         network, status_read = noc.give_back(shape, network, did.read_meta, did.read_done)
         network, status_write = noc.give_back(shape, network, did.write_meta, did.write_done)
         status = status_read | status_write
-        freed = jnp.any(taken | did.read_done | did.write_done)
-        changed = freed | jnp.any(did.issued)
+        freed = any_of(taken | did.read_done | did.write_done)
+        changed = freed | any_of(did.issued)
     return s.replace(
         dram=memory,
         noc=network,
@@ -146,43 +139,41 @@ def _dram_stage(shape: NpuShape, params: NpuParams, s: NpuState, on: Array) -> N
 def _dram_room(shape: NpuShape, s: NpuState) -> dram.Room:
     """Room for the results of a tick, and for the two reads (one forwarded, one issued) that it can put under way."""
     if not shape.back_pressure:
-        always = jnp.ones(shape.channels, bool)
+        always = jnp.ones_like(s.dram.pending_count, bool)
         return dram.Room(always, always)
     return dram.Room(noc.return_room(shape, s.noc), s.dram.pending_count <= shape.dram.pending - 2)
 
 
 def _finish(params: NpuParams, program: ProgramTables, s: NpuState) -> NpuState:
     """A lane is done when every layer is and no core runs; DRAM and NoC alone keep nothing alive."""
-    all_layers = s.schedule.layer >= program.layer_count[s.program]
-    done = all_layers & ~jnp.any(core.running(s.core) | (s.core.finished > 0))
+    all_layers = s.schedule.layer >= program.layer_count.at[s.program].get(mode="clip")
+    done = settle(all_layers & ~any_of(core.running(s.core) | (s.core.finished > 0)))
     high, low = dispatch.absolute(s.core)
     beyond = (high > params.max_cycles_high) | ((high == params.max_cycles_high) & (low >= params.max_cycles_low))
     late = beyond & ~done
     return s.replace(done=s.done | done, status=s.status | jnp.where(late, STATUS_CYCLE_LIMIT, 0))
 
 
-def _next_core_event(s: NpuState) -> Array:
-    """int32[]: earliest core cycle when a quiet core changes by itself: a pass starts or ends, an operation ends."""
-    now = s.core.now
-    at = s.core.systolic_head & (s.core.systolic.shape[1] - 1)
-    head = s.core.systolic[jnp.arange(at.size), at]
-    times = jnp.where(s.core.systolic_count[:, None] > 0, head[:, :2], FAR)
-    times = jnp.concatenate([times, jnp.where(s.core.vector_busy, s.core.vector_finish, FAR)[:, None]], axis=1)
-    return jnp.min(jnp.where(times >= now, times, FAR))
+def _next_core_event(s: core.CoreState) -> Array:
+    """int32[L]: earliest core cycle when a quiet core changes by itself: a pass starts or ends, an operation ends."""
+    oldest, busy = core.oldest_pass(s), s.systolic_count > 0
+    times = jnp.where(busy, oldest.start, FAR), jnp.where(busy, oldest.finish, FAR)
+    times += (jnp.where(s.vector_busy, s.vector_finish, FAR),)
+    return least(*[jnp.where(time >= s.now, time, FAR) for time in times])
 
 
 def _next_noc_event(s: NpuState) -> Array:
-    """int32[]: earliest NoC tick at which a packet that is under way becomes deliverable."""
-    requests = jnp.min(jnp.where((s.noc.head >= 0) & (s.noc.stamp >= s.noc.now), s.noc.stamp, FAR))
+    """int32[L]: earliest NoC tick at which a packet that is under way becomes deliverable."""
+    requests = jnp.where(s.noc.stamp >= s.noc.now, s.noc.stamp, FAR)
     waiting = (s.noc.response_count > 0) & (s.noc.response_stamp >= s.noc.now)
-    return jnp.minimum(requests, jnp.min(jnp.where(waiting, s.noc.response_stamp, FAR)))
+    return least(requests, jnp.where(waiting, s.noc.response_stamp, FAR))
 
 
 def _next_dram_event(shape: NpuShape, s: NpuState) -> Array:
-    """int32[]: earliest DRAM tick, counted by the clock before it, at which quiet channels do something."""
+    """int32[L]: earliest DRAM tick, counted by the clock before it, at which quiet channels do something."""
     if shape.fixed_latency_dram:
         valid, ready, _ = noc.offered(s.noc)
-        return jnp.min(jnp.where(valid, ready, FAR))
+        return least(jnp.where(valid, ready, FAR))
     # The controller's clock advances first: the tick that sees time t starts at t - 1.
     return dram.next_event(s.dram) - 1
 
@@ -194,7 +185,7 @@ def _ticks_until(event: Array, now: Array, period_ps: Array) -> Array:
 
 
 class _Skip(NamedTuple):
-    """Ticks of each domain to jump over, int32[]; dead bool[]: nothing will ever change again."""
+    """Ticks of each domain to jump over, int32[L]; dead bool[L]: nothing will ever change again."""
 
     core: Array
     noc: Array
@@ -203,8 +194,20 @@ class _Skip(NamedTuple):
 
 
 def _may_skip(params: NpuParams, s: NpuState) -> Array:
-    """bool[]: cores and NoC are quiet. While either works, it ticks in about every iteration: nothing to gain."""
-    return ~s.done & (s.status == 0) & s.core_quiet & s.noc_quiet & (params.idle_skip > 0)
+    """bool[L]: a quiet domain would tick twice before the first domain that is at work. Less is not worth the search.
+
+    A single tick of a quiet domain shares the iteration of the next tick at work.
+    """
+    domains = (
+        (s.core_quiet, s.core_time, params.core_period_ps),
+        (s.noc_quiet, s.noc_time, params.noc_period_ps),
+        (s.dram_quiet, s.dram_time, params.dram_period_ps),
+    )
+    at_work = least(jnp.stack([jnp.where(quiet, FAR, time) for quiet, time, _ in domains]))
+    twice = domains[0][0] & (domains[0][1] + domains[0][2] <= at_work)
+    for quiet, time, period in domains[1:]:
+        twice |= quiet & (time + period <= at_work)
+    return settle(~s.done & (s.status == 0) & twice & (params.idle_skip > 0))
 
 
 def _find_skip(shape: NpuShape, params: NpuParams, s: NpuState, may_skip: Array) -> _Skip:
@@ -213,16 +216,19 @@ def _find_skip(shape: NpuShape, params: NpuParams, s: NpuState, may_skip: Array)
     A quiet domain changes at its own next event at the earliest; a domain that is not quiet at its next tick. Before
     the earliest of those, `horizon`, every tick of every domain is a repetition.
     """
-    core_wait = _ticks_until(_next_core_event(s), s.core.now, params.core_period_ps)
-    noc_wait = _ticks_until(_next_noc_event(s), s.noc.now, params.noc_period_ps)
-    dram_wait = jnp.where(
-        s.dram_quiet, _ticks_until(_next_dram_event(shape, s), s.dram.clock, params.dram_period_ps), 0
-    )
+
+    def wait(quiet: Array, event: Array, now: Array, period_ps: Array) -> Array:
+        return jnp.where(quiet, _ticks_until(event, now, period_ps), 0)
+
+    core_wait = wait(s.core_quiet, _next_core_event(s.core), s.core.now, params.core_period_ps)
+    noc_wait = wait(s.noc_quiet, _next_noc_event(s), s.noc.now, params.noc_period_ps)
+    dram_wait = wait(s.dram_quiet, _next_dram_event(shape, s), s.dram.clock, params.dram_period_ps)
     waits = [(s.core_time, core_wait), (s.noc_time, noc_wait), (s.dram_time, dram_wait)]
-    horizon = jnp.min(jnp.stack([time + wait for time, wait in waits]))
-    waits_for_memory = (dram.has_work(s.dram) | jnp.any(s.noc.wrapped > 0)) & ~dram.is_stuck(s.dram)
+    horizon = least(jnp.stack([time + wait for time, wait in waits]))
+    waits_for_memory = (dram.has_work(s.dram) | any_of(s.noc.wrapped > 0)) & ~dram.is_stuck(s.dram)
     ever = (core_wait < FAR_PS) | (noc_wait < FAR_PS) | waits_for_memory
-    dead = may_skip & s.dram_quiet & ~ever & jnp.all(s.core.finished == 0)
+    all_quiet = s.core_quiet & s.noc_quiet & s.dram_quiet
+    dead = may_skip & all_quiet & ~ever & ~any_of(s.core.finished != 0)
     skip = may_skip & ~dead
     return _Skip(
         core=_ticks_before(horizon, s.core_time, params.core_period_ps, skip),

@@ -1,17 +1,22 @@
-"""Shape, parameters, program tables and state of the cycle-level NPU. All state is int32 or bool, per lane.
+"""Shape, parameters, program tables and state of the cycle-level NPU. All state is int32, uint32 or bool.
+
+Params and state have a lane as the last axis of every array (see `vsim.npu.fields`); L stands for it below and is left
+out in the shapes of `NpuParams`, `CoreState`, `ScheduleState`, `NocState` and `NpuState`.
 
 Letters in the shapes: C cores, P NoC ports per core, M memory channels, K in-flight requests per core (ring),
-G descriptors per core (ring), S instructions in the systolic array (ring), E entries per memory and half, L layers.
+G descriptors per core (ring), S instructions in the systolic array (ring), E entries per memory and half, N layers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from flax import struct
 from jax import Array
 
 from vsim.npu.dram import DramParams, DramShape, DramState
+from vsim.npu.words import Descriptor, Execute
 
 STATUS_ENTRY = 1 << 8
 """A load into an entry that was still in use: the program and the scratchpad disagree."""
@@ -97,7 +102,7 @@ class ProgramTables(struct.PyTreeNode):
     """Programs of a batch, stacked and padded; `lowering.program` says what the columns mean.
 
     rows: int32[programs, rows, ROW_COLUMNS], tiles: int32[programs, tiles, TILE_COLUMNS],
-    schedule: int32[programs, L, C, 2], pattern: int32[programs, entries], layer_count: int32[programs].
+    schedule: int32[programs, N, C, 2], pattern: int32[programs, entries], layer_count: int32[programs].
     """
 
     rows: Array
@@ -105,6 +110,27 @@ class ProgramTables(struct.PyTreeNode):
     schedule: Array
     pattern: Array
     layer_count: Array
+
+
+class Pass(NamedTuple):
+    """A pass through the systolic array: core cycles of start and finish, and the retire word."""
+
+    start: Array
+    finish: Array
+    retire: Array
+
+
+class Activity(NamedTuple):
+    """Of a core: something that holds in a cycle, or the number of cycles in which it held."""
+
+    systolic: Array
+    """The oldest pass in the array streams."""
+    vector: Array
+    compute: Array
+    """Either of them."""
+    idle: Array
+    busy: Array
+    """The array holds a pass, be it that its weights are still on their way."""
 
 
 class CoreState(struct.PyTreeNode):
@@ -124,8 +150,8 @@ class CoreState(struct.PyTreeNode):
     row: Array
     """int32[C, 2], next instruction's row; end_row when the tile has issued everything."""
     end_row: Array
-    loop: Array
-    """int32[C, 2, 3], indices of the three loops of that row."""
+    loop: tuple[Array, Array, Array]
+    """int32[C, 2] each, indices of the three loops of that row."""
     spad_half: Array
     """int32[C, 2], and likewise acc_half"""
     acc_half: Array
@@ -139,20 +165,20 @@ class CoreState(struct.PyTreeNode):
     previous_acc: Array
     """int32[C], its accumulator half."""
     remaining: Array
-    """int32[C, 4, E]: outstanding requests and writers of (memory, half, entry); -1 unallocated, 0 valid."""
+    """int32[C, 4 * E]: outstanding requests and writers of (memory, half, entry); -1 unallocated, 0 valid."""
     load_valid: Array
     """bool[C]"""
-    load: Array
-    """int32[C, DESCRIPTOR_WORDS], and likewise store"""
+    load: Descriptor
+    """int32[C], and likewise store"""
     store_valid: Array
-    store: Array
+    store: Descriptor
     store_last: Array
     """int32[C]: the slot whose last instruction this store is, -1 otherwise."""
     execute_valid: Array
-    execute: Array
-    """int32[C, EXECUTE_WORDS]"""
-    systolic: Array
-    """int32[C, S, 3] ring: start, finish, retire word."""
+    execute: Execute
+    """int32[C]"""
+    systolic: Pass
+    """int32[C, S] rings"""
     systolic_head: Array
     systolic_count: Array
     tail_start: Array
@@ -165,29 +191,25 @@ class CoreState(struct.PyTreeNode):
     """int32[C], finished tiles not yet reported."""
     unacknowledged: Array
     """int32[C], stores without acknowledgement."""
-    systolic_active: Array
-    """int32[C, 2] (low, high), cycles with an instruction streaming; likewise below."""
-    vector_active: Array
-    compute_active: Array
-    idle: Array
-    systolic_busy: Array
-    """Likewise: cycles with an instruction accepted by the array and not retired, exposed preloads included."""
+    activity: Activity
+    """int32[C] each, cycles modulo 2**30; what is beyond in `activity_high`."""
+    activity_high: Activity
 
 
 class ScheduleState(struct.PyTreeNode):
     """The `simple` scheduler: one layer at a time, each core works through its own list of tiles."""
 
     layer: Array
-    """int32[], L when all are done."""
+    """int32[], N when all are done."""
     tiles_left: Array
     """int32[], tiles of the layer not yet reported finished."""
     next_tile: Array
     """int32[C]"""
     start: Array
-    """int32[L, 2] (high, low words in radix 2**30), and likewise finish"""
+    """int32[N, 2] (high, low words in radix 2**30), and likewise finish"""
     finish: Array
     load_requests: Array
-    """int32[L], requests that the layer's loads and stores sent on their way (up to 2**31, 64 GiB)"""
+    """int32[N], requests that the layer's loads and stores sent on their way (up to 2**31, 64 GiB)"""
     store_requests: Array
 
 
@@ -196,8 +218,8 @@ class NocState(struct.PyTreeNode):
 
     now: Array
     """int32[], NoC ticks since the last rebase"""
-    descriptor: Array
-    """int32[C, G, DESCRIPTOR_WORDS] ring of loads and stores in effect, in program order."""
+    descriptor: Descriptor
+    """int32[C, G] ring of loads and stores in effect, in program order."""
     descriptor_head: Array
     descriptor_count: Array
     cursor: Array
@@ -214,7 +236,7 @@ class NocState(struct.PyTreeNode):
     """int32[C*P, M], request queue per (port, channel): first and last node, -1 empty."""
     tail: Array
     stamp: Array
-    """int32[C*P, M], NoC tick from which the first node may move."""
+    """int32[C*P, M], NoC tick from which the first node may move, FAR where there is none."""
     turn: Array
     """int32[M], source after the one served last."""
     out_head: Array
@@ -235,9 +257,9 @@ class NocState(struct.PyTreeNode):
     response_count: Array
     response_stamp: Array
     response_turn: Array
-    """int32[C, ports that can receive]"""
+    """int32[ports that can receive, C]"""
     arrived: Array
-    """int32[C, ports that can receive], request word at the core's port, -1 none."""
+    """int32[ports that can receive, C], request word at the core's port, -1 none."""
     latest_ready: Array
     """int32[], fixed-latency DRAM only."""
     requests: Array

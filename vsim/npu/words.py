@@ -7,19 +7,39 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from jax import Array
 
 FLAT_BITS = 12
 MAX_ENTRIES = (1 << FLAT_BITS) // 4
 MAX_CORES = 1 << 16
+MAX_REQUESTS = 1 << 24
+"""Bound on the requests of one load or store: below it, float32 quotients are exact."""
 
-# A load or store in effect: the period of program.py, and the word its requests carry.
-FIRST_BLOCK, REQUESTS, PERIOD_REQUESTS, PERIOD_PITCH, PATTERN_START, WORD = range(6)
-DESCRIPTOR_WORDS = 6
 
-# An instruction in the execute latch.
-KIND, DST, SRC_A, SRC_B, SIZE, PRELOAD, LAST = range(7)
-EXECUTE_WORDS = 7
+class Descriptor(NamedTuple):
+    """A load or store in effect: the period of `lowering.program`, and the word its requests carry. int32 arrays."""
+
+    first_block: Array
+    requests: Array
+    period_requests: Array
+    period_pitch: Array
+    pattern_start: Array
+    word: Array
+
+
+class Execute(NamedTuple):
+    """An instruction in the execute latch; sources and destination are flat entries. int32 arrays, preload bool."""
+
+    kind: Array
+    dst: Array
+    src_a: Array
+    src_b: Array
+    size: Array
+    preload: Array
+    last: Array
+    """Slot + 1 of the tile whose last instruction this is, else 0."""
 
 
 def request_word(core: Array, is_write: Array, flat_entry: Array) -> Array:

@@ -1,0 +1,103 @@
+"""Measuring a batch through the public door: rate, occupancy, compile time, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import monitoring
+
+from vsim.api import Progress, SimPoint, SimResult, simulate
+from vsim.npu.compile import params_of, program_needs, shape_of, stack_params, tables_of
+from vsim.npu.machine import NpuMachine
+
+CHUNK = 1024
+_compile_seconds = 0.0
+
+
+def _count_compilation(event: str, seconds: float, **_: Any) -> None:
+    global _compile_seconds
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compile_seconds += seconds
+
+
+monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures of one batch. Rates are per second of wall time, compilation apart."""
+
+    lanes: int
+    lane_cycles_per_second: int
+    cycles_per_iteration: float
+    us_per_lane_iteration: float
+    points_per_hour: int | None
+    """None when no point ended in the time measured."""
+    occupancy: float
+    compile_seconds: float
+    state_bytes_per_lane: int
+    peak_rss_mib: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `bench.json`."""
+        return asdict(self)
+
+
+class _Enough(Exception):
+    """The time to measure is over."""
+
+
+def measure(points: list[SimPoint], lanes: int, seconds: float) -> Figures:
+    """Simulate the points, `lanes` side by side, for about so many seconds after the first chunk."""
+    before = _compile_seconds
+    marks: list[tuple[float, Progress]] = []
+    finished: list[SimResult] = []
+
+    def on_progress(progress: Progress) -> None:
+        marks.append((time.perf_counter(), progress))
+        if marks[-1][0] - marks[0][0] > seconds:
+            raise _Enough
+
+    with contextlib.suppress(_Enough):
+        simulate(
+            points,
+            lanes=lanes,
+            chunk_iterations=CHUNK,
+            on_progress=on_progress,
+            on_result=lambda _, result: finished.append(result),
+        )
+    # Figures of the first chunk, which compiles, do not count; the last one is where the points ran out or time did.
+    (start, first), (end, last) = marks[0], marks[-1]
+    cycles, span = last.lane_cycles - first.lane_cycles, end - start
+    iterations = last.lane_iterations - first.lane_iterations
+    places = last.place_iterations - first.place_iterations
+    mean = np.mean([result.cycles for result in finished]) if finished else None
+    return Figures(
+        lanes=lanes,
+        lane_cycles_per_second=round(cycles / span),
+        cycles_per_iteration=round(cycles / iterations, 3),
+        us_per_lane_iteration=round(span / iterations * 1e6, 3),
+        points_per_hour=None if mean is None else round(cycles / span / float(mean) * 3600),
+        occupancy=round(iterations / places, 3),
+        compile_seconds=round(_compile_seconds - before, 1),
+        state_bytes_per_lane=_state_bytes(points),
+        peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        seconds=round(span, 1),
+    )
+
+
+def _state_bytes(points: list[SimPoint]) -> int:
+    """Bytes of state per lane, of the shape that the first point alone needs."""
+    point = points[0]
+    machine = NpuMachine(shape_of(point.hw, program_needs(point.program), compat=point.compat))
+    params = stack_params([params_of(point.hw, compat=point.compat, max_cycles=None, idle_skip=True)])
+    state = jax.eval_shape(machine.init, tables_of([point.program], machine.shape), params, jnp.zeros(1, jnp.int32))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
