@@ -81,7 +81,7 @@ def run_sweep(
 
 
 def _run_points(
-    todo: Sequence[Point], folder: ResultFolder, record: RunRecord, lanes: int, reused: int, observer: Observer
+    todo: Sequence[Point], folder: ResultFolder, record: RunRecord, lanes: int | None, reused: int, observer: Observer
 ) -> None:
     if not todo:
         return

@@ -97,7 +97,7 @@ class SweepSpec(Frozen):
     keys (``dram.channels``), or ``model``, ``batch``, ``base`` and ``dims.NAME``.
 
     max_cycles: core cycles after which a point stops with status ``cycle_limit``.
-    lanes: points simulated side by side.
+    lanes: points simulated side by side; left out, as many as measured best.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -113,7 +113,7 @@ class SweepSpec(Frozen):
     compat: Literal["onnxim"] | None = None
     skip_unknown: bool = False
     max_cycles: Annotated[int, within(1, MAX_CYCLES)] | None = None
-    lanes: Annotated[int, within(1, MAX_LANES)] = 64
+    lanes: Annotated[int, within(1, MAX_LANES)] | None = None
 
     @field_validator("zip", "exclude", mode="before")
     @classmethod

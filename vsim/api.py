@@ -23,8 +23,6 @@ from vsim.npu.types import NpuShape
 
 __all__ = ["Progress", "SimPoint", "SimResult", "simulate"]
 
-DEFAULT_LANES = 64
-
 
 @dataclass(frozen=True)
 class SimPoint:
@@ -43,12 +41,13 @@ def simulate(
     on_progress: Callable[[Progress], None] | None = None,
     on_result: Callable[[int, SimResult], None] | None = None,
     idle_skip: bool = True,
-    lanes: int = DEFAULT_LANES,
+    lanes: int | None = None,
     chunk_iterations: int = engine.CHUNK_ITERATIONS,
 ) -> list[SimResult]:
     """Simulate points side by side; results come back in the order of the points.
 
-    on_result(index, result) is called as soon as a point has ended. lanes: points on the device at a time, >= 1.
+    on_result(index, result) is called as soon as a point has ended. lanes: points side by side, >= 1;
+    None: as many as measured best for the devices and the size of the machine.
     idle_skip and chunk_iterations change how fast a result comes, never the result.
     Raises ConfigError for hardware that is not modelled, before anything runs.
     """
@@ -68,13 +67,14 @@ def simulate(
         params = [params_of(p.hw, compat=p.compat, max_cycles=p.max_cycles, idle_skip=idle_skip) for p in group]
         estimates = [_estimate(point) for point in group]
         totals.begin_group(estimates)
+        shared, stacked, which = tables_of(programs, machine.shape), stack_params(params), jnp.asarray(which, jnp.int32)
         engine.run(
             machine,
-            tables_of(programs, machine.shape),
-            stack_params(params),
-            jnp.asarray(which, jnp.int32),
+            shared,
+            stacked,
+            which,
             estimates,
-            width=lanes,
+            width=lanes or devices.lanes_side_by_side(engine.bytes_per_lane(machine, shared, stacked, which)),
             on_lane=keep,
             on_progress=totals.of_group,
             chunk_iterations=chunk_iterations,

@@ -26,5 +26,19 @@ def prepare() -> None:
         jax.config.update("jax_compilation_cache_dir", str(home / "vsim"))
 
 
+def lanes_side_by_side(bytes_per_lane: int) -> int:
+    """Lanes that the devices together simulate fastest, of so many bytes of state each.
+
+    On CPUs kernels need some 64 lanes to vectorise and more to outweigh their start, but a batch should stay near the
+    caches (measured in tests/benchmarks/RESULTS.md). Other devices take what a quarter of their memory holds.
+    """
+    local = jax.local_devices()
+    least, most, budget = 64, 512, 16 << 20
+    if local[0].platform != "cpu":
+        most, budget = 16_384, (local[0].memory_stats() or {}).get("bytes_limit", 4 << 30) // 4
+    each = max(least, min(most, budget // bytes_per_lane // 64 * 64))
+    return each * len(local)
+
+
 def _setting(name: str) -> Any:
     return getattr(jax.config, name)

@@ -23,10 +23,10 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 CHUNK_ITERATIONS = 4096
-REFILL_SHARE = 8
-"""A chunk ends early when one in so many of a device's lanes has ended and others wait."""
-PACK = 64
-"""Lanes per device below which XLA's CPU kernels are not vectorised: as many cost less than fewer."""
+REFILL_SHARE = 16
+"""While lanes wait, a chunk ends early once one in so many of a device's lanes has ended,"""
+REFILL_ITERATIONS = 512
+"""or after so many iterations, because the devices do not wait for each other within a chunk."""
 
 
 class Machine(Hashable, Protocol):
@@ -46,6 +46,10 @@ class Machine(Hashable, Protocol):
 
     def rebase(self, state: Any) -> Any:
         """Between chunks: bring clocks back near zero without changing behaviour."""
+        ...
+
+    def outcome(self, state: Any) -> Any:
+        """What is kept of a lane that has ended: a small pytree."""
         ...
 
     def elapsed(self, state: Any) -> Array:
@@ -93,8 +97,8 @@ class Compiled:
     """
     replace: Callable[[Any, Any, Any], Any]
     """(which bool[D, L], old, new) -> lanes of new where which, of old elsewhere"""
-    harvest: Callable[[Any, Any, Any], Any]
-    """(state, device, lane) -> that lane's state, without the two axes"""
+    outcome: Callable[[Any], Any]
+    """state -> outcome of every lane"""
 
 
 @lru_cache(maxsize=64)
@@ -137,26 +141,26 @@ def compile_machine(machine: Machine, devices: int) -> Compiled:
     def replace(which: Array, old: Any, new: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(which, b, a), old, new)
 
-    def harvest(state: Any, device: Array, lane: Array) -> Any:
-        return jax.tree.map(lambda leaf: leaf[device, ..., lane], state)
-
     return Compiled(
         fill=on_devices(machine.init, (everywhere, split, split)),
         advance=on_devices(advance, (everywhere, split, split, split, everywhere, everywhere), donate_argnums=(2,)),
         replace=on_devices(replace, (split, split, split), donate_argnums=(1,)),
-        harvest=jax.jit(harvest),
+        outcome=on_devices(machine.outcome, (split,)),
     )
 
 
-def places(total: int, width: int) -> tuple[int, int]:
-    """Devices to use for `total` lanes, at most about `width` at a time, and lanes on each.
+def bytes_per_lane(machine: Machine, shared: Any, params: Any, lanes: Any) -> int:
+    """Bytes of state of one lane."""
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leaf.shape[:-1], 1), leaf.dtype), (params, lanes))
+    state = jax.eval_shape(machine.init, shared, *one)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
-    More than a handful of lanes are filled up to a pack per device (with repetitions that nobody reads).
-    """
+
+def places(total: int, width: int) -> tuple[int, int]:
+    """Devices to use for `total` lanes, about `width` at a time, and lanes on each."""
     width = min(width, total)
     devices = min(len(jax.local_devices()), width)
-    each = -(-width // devices)
-    return devices, each
+    return devices, -(-width // devices)
 
 
 def run(
@@ -175,7 +179,7 @@ def run(
 
     shared: pytree common to all lanes. params, lanes: pytrees of len(estimates) lanes (last axis).
     estimates: expected lengths, in any unit; longer lanes start first. width: lanes on the devices at a time.
-    on_lane(index, state) gets every lane's final state (NumPy leaves without lane axis) as soon as it has ended.
+    on_lane(index, outcome) gets every lane's outcome (NumPy leaves without lane axis) as soon as it has ended.
     """
     batch = _Batch(machine, shared, params, lanes, np.asarray(estimates, float), width)
     started = time.perf_counter()
@@ -216,7 +220,9 @@ class _Batch:
 
     def advance(self, iterations: int) -> None:
         each = self.slots.shape[1]
-        stop_at = each - max(each // REFILL_SHARE, 1) if self.waiting else 0
+        stop_at = 0
+        if self.waiting:
+            iterations, stop_at = min(iterations, REFILL_ITERATIONS), each - max(each // REFILL_SHARE, 1)
         self.state, chunk = self.compiled.advance(
             self.shared, self.current, self.state, self.counted, np.int32(iterations), np.int32(stop_at)
         )
@@ -227,9 +233,11 @@ class _Batch:
 
     def harvest(self, on_lane: Callable[[int, Any], None]) -> None:
         self.ended = [(int(d), int(i)) for d, i in np.argwhere(self.counted & ~self.alive)]
-        for place in self.ended:
+        outcomes = jax.device_get(self.compiled.outcome(self.state)) if self.ended else None
+        for device, index in self.ended:
+            place = device, index
             lane = int(self.slots[place])
-            on_lane(lane, jax.device_get(self.compiled.harvest(self.state, *map(np.int32, place))))
+            on_lane(lane, jax.tree.map(lambda leaf, d=device, i=index: leaf[d, ..., i], outcomes))
             self.harvested[lane] = True
             self.finished_cycles += float(self.elapsed[place])
             self.counted[place] = False

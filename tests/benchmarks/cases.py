@@ -76,7 +76,7 @@ CASES = (
     Case("gemm-compat", "the GEMM as ONNXim runs it, deep queues, server", _compat(1024, 1024, 1024), (64, 128)),
     Case("gemv-compat", "the GEMV as ONNXim runs it, deep queues, server", _compat(1, 4096, 4096), (64, 128)),
     Case("decode", "projections of a Llama-3-8B layer, one token, server", _default("decode", preset=SERVER), (128,)),
-    Case("mix", "GEMM, GEMV, ResNet-50 in one batch, server", _default("gemm", "gemv", RESNET50, preset=SERVER), (128,)),
+    Case("mix", "GEMM, GEMV, ResNet-50 in one batch", _default("gemm", "gemv", RESNET50, preset=SERVER), (128,)),
     Case("resnet50", "ResNet-50, server", _default(RESNET50, preset=SERVER), (128,)),
     Case("resnet18", "ResNet-18, mobile", _default("resnet18", preset=MOBILE), (64, 256, 512)),
 )  # fmt: skip

@@ -8,11 +8,11 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import monitoring
 
+from vsim import engine
 from vsim.api import Progress, SimPoint, SimResult, simulate
 from vsim.npu.compile import params_of, program_needs, shape_of, stack_params, tables_of
 from vsim.npu.machine import NpuMachine
@@ -99,5 +99,5 @@ def _state_bytes(points: list[SimPoint]) -> int:
     point = points[0]
     machine = NpuMachine(shape_of(point.hw, program_needs(point.program), compat=point.compat))
     params = stack_params([params_of(point.hw, compat=point.compat, max_cycles=None, idle_skip=True)])
-    state = jax.eval_shape(machine.init, tables_of([point.program], machine.shape), params, jnp.zeros(1, jnp.int32))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    tables = tables_of([point.program], machine.shape)
+    return engine.bytes_per_lane(machine, tables, params, jnp.zeros(1, jnp.int32))

@@ -10,7 +10,7 @@ from jax import Array
 from vsim.npu import dispatch
 from vsim.npu import state as batch
 from vsim.npu.step import step
-from vsim.npu.types import NpuParams, NpuShape, NpuState, ProgramTables
+from vsim.npu.types import NpuOutcome, NpuParams, NpuShape, NpuState, ProgramTables
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,15 @@ class NpuMachine:
     def rebase(self, state: NpuState) -> NpuState:
         """Restart the clocks' counts."""
         return batch.rebase(self.shape, state)
+
+    def outcome(self, state: NpuState) -> NpuOutcome:
+        """Counters and times, without queues and tables."""
+        return NpuOutcome(
+            cycles=dispatch.absolute(state.core), status=state.status, iterations=state.iterations,
+            schedule=state.schedule, activity=state.core.activity, activity_high=state.core.activity_high,
+            requests=state.noc.requests, reads=state.noc.reads, writes=state.noc.writes,
+            row_hits=state.dram.row_hits, row_misses=state.dram.row_misses, row_conflicts=state.dram.row_conflicts,
+        )  # fmt: skip
 
     def elapsed(self, state: NpuState) -> Array:
         """Core cycles."""

@@ -10,7 +10,7 @@ import numpy as np
 from hwconfigs import HwConfig
 from lowering.program import Program
 from vsim.npu.dispatch import RADIX_BITS
-from vsim.npu.types import STATUS_NAMES, NpuState
+from vsim.npu.types import STATUS_NAMES, NpuOutcome
 
 OK = "ok"
 
@@ -47,10 +47,9 @@ class SimResult:
         }
 
 
-def result_of(hw: HwConfig, program: Program, state: NpuState) -> SimResult:
-    """Read a lane's final state (NumPy leaves, no lane axis)."""
-    core = state.core
-    cycles = (int(core.base_high) << RADIX_BITS) + int(core.base_low) + int(core.now)
+def result_of(hw: HwConfig, program: Program, state: NpuOutcome) -> SimResult:
+    """Read a lane's outcome (NumPy leaves, no lane axis)."""
+    cycles = _two_words(state.cycles)
     period_ps = 1_000_000 // hw.clocks.core_mhz
     return SimResult(
         status=_status_name(int(state.status)),
@@ -59,7 +58,7 @@ def result_of(hw: HwConfig, program: Program, state: NpuState) -> SimResult:
         layers=_layers(hw, program, state),
         cores=_cores(hw, state, cycles),
         dram=_dram(hw, state, cycles * period_ps),
-        noc={"requests": int(np.sum(state.noc.requests)), "responses": int(np.sum(state.noc.reads + state.noc.writes))},
+        noc={"requests": int(np.sum(state.requests)), "responses": int(np.sum(state.reads + state.writes))},
         warnings=program.warnings,
         iterations=int(state.iterations),
     )
@@ -69,7 +68,7 @@ def _status_name(bits: int) -> str:
     return "+".join(name for bit, name in STATUS_NAMES.items() if bits & bit) or OK
 
 
-def _layers(hw: HwConfig, program: Program, state: NpuState) -> tuple[dict[str, Any], ...]:
+def _layers(hw: HwConfig, program: Program, state: NpuOutcome) -> tuple[dict[str, Any], ...]:
     """Figures per layer; one that did not start or finish has null cycles. Bytes are counted, not predicted."""
     done = int(state.schedule.layer)
     peak_macs = sum(hw.core(i).rows * hw.core(i).cols for i in range(hw.cores.count))
@@ -97,8 +96,8 @@ def _two_words(words: Any) -> int:
     return (int(words[0]) << RADIX_BITS) + int(words[1])
 
 
-def _cores(hw: HwConfig, state: NpuState, cycles: int) -> tuple[dict[str, Any], ...]:
-    pairs = zip(state.core.activity, state.core.activity_high, strict=True)
+def _cores(hw: HwConfig, state: NpuOutcome, cycles: int) -> tuple[dict[str, Any], ...]:
+    pairs = zip(state.activity, state.activity_high, strict=True)
     counts = [(np.asarray(low, np.int64) + (np.asarray(high, np.int64) << RADIX_BITS)).tolist() for low, high in pairs]
     systolic, vector, compute, idle, busy = counts
     return tuple(
@@ -115,15 +114,15 @@ def _cores(hw: HwConfig, state: NpuState, cycles: int) -> tuple[dict[str, Any], 
     )
 
 
-def _dram(hw: HwConfig, state: NpuState, time_ps: int) -> dict[str, Any]:
+def _dram(hw: HwConfig, state: NpuOutcome, time_ps: int) -> dict[str, Any]:
     """Requests, row statistics and achieved bandwidth (bytes moved over the whole run), in total and per channel."""
     size = hw.dram.request_bytes
     per_channel = {
-        "reads": state.noc.reads,
-        "writes": state.noc.writes,
-        "row_hits": state.dram.row_hits,
-        "row_misses": state.dram.row_misses,
-        "row_conflicts": state.dram.row_conflicts,
+        "reads": state.reads,
+        "writes": state.writes,
+        "row_hits": state.row_hits,
+        "row_misses": state.row_misses,
+        "row_conflicts": state.row_conflicts,
     }
     channels = [
         {"channel": index, **{name: int(values[index]) for name, values in per_channel.items()}}

@@ -292,3 +292,20 @@ class NpuState(struct.PyTreeNode):
     """int32[], STATUS_* bits; a non-zero status freezes the lane."""
     done: Array
     """bool[]"""
+
+
+class NpuOutcome(struct.PyTreeNode):
+    """What results are made of; fields as in the state. cycles: int32[2], (high, low) in radix 2**30."""
+
+    cycles: Array
+    status: Array
+    iterations: Array
+    schedule: ScheduleState
+    activity: Activity
+    activity_high: Activity
+    requests: Array
+    reads: Array
+    writes: Array
+    row_hits: Array
+    row_misses: Array
+    row_conflicts: Array
