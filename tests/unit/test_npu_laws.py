@@ -64,6 +64,12 @@ def test_lanes_apart() -> None:
         assert alone.to_json() == reference()[index]
 
 
+def test_wide_batches() -> None:
+    """Few lanes and many are compiled to different code (`vsim.npu.fields.NARROW`)."""
+    results = simulate(timing_points() * 4)
+    assert [result.to_json() for result in results] == reference() * 4
+
+
 def test_permuted_lanes() -> None:
     """The order of the points is the order of the results."""
     order = np.random.default_rng(0).permutation(len(reference()))

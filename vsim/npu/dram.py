@@ -507,12 +507,17 @@ def _banks_of(place: Array, chosen: Array, words: int) -> Array:
     return jnp.stack([fold(jnp.bitwise_or, bits) for bits in mine], axis=1)
 
 
-def _has_bank(masks: Array, bank: Array) -> Array:
-    """bool[C, N, L]: whether the sets uint32[C, W, L] contain the banks int32[C, N, L] (or broadcast to it)."""
+def _word_of(masks: Array, bank: Array) -> Array:
+    """uint32[C, N, L]: the word of the sets uint32[C, W, L] that has the bit of the banks int32[C, N, L]."""
     word = masks[:, :1]
     for index in range(1, masks.shape[1]):
         word = jnp.where(bank >> 5 == index, masks[:, index : index + 1], word)
-    return (word >> (bank & 31).astype(jnp.uint32)) & 1 != 0
+    return word
+
+
+def _has_bank(masks: Array, bank: Array) -> Array:
+    """bool[C, N, L]: whether the sets uint32[C, W, L] contain the banks int32[C, N, L] (or broadcast to it)."""
+    return (_word_of(masks, bank) >> (bank & 31).astype(jnp.uint32)) & 1 != 0
 
 
 def _best_of_queue(params: DramParams, s: DramState, ready: Array, consult: Array) -> tuple[Array, _Choice]:
@@ -530,9 +535,10 @@ def _best_of_queue(params: DramParams, s: DramState, ready: Array, consult: Arra
     row_hit = (place & ROW_HIT) != 0
     wanted_rows = _banks_of(place, row_hit, hit_banks.shape[1])
     other_banks = settle(other_banks & ~jnp.where(params.hit_first > 0, wanted_rows, jnp.uint32(0)))
-    can = jnp.where(row_hit, _has_bank(hit_banks, bank), _has_bank(other_banks, bank))
-    later = jnp.where(row_hit, 0, params.hit_first << 30)
-    best = fold(jnp.minimum, jnp.where(can, key | later, FAR))
+    word = jnp.where(row_hit, _word_of(hit_banks, bank), _word_of(other_banks, bank))
+    can = (word >> (bank & 31).astype(jnp.uint32)) & 1 != 0
+    later = settle(params.hit_first << 30)
+    best = fold(jnp.minimum, jnp.where(can, jnp.where(row_hit, key, key | later), FAR))
 
     found = consult & (best != FAR)
     slot = jnp.where(found, best & (MAX_QUEUE - 1), 0)

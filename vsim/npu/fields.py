@@ -20,6 +20,14 @@ PAST = -(2**30)
 """A time long before the start of every run."""
 
 
+NARROW = 32
+"""A batch of fewer lanes is bound by the number of kernels more than by what they do: then some work is repeated."""
+
+
+def _is_narrow(values: Array) -> bool:
+    return values.shape[-1] < NARROW
+
+
 def numbers(size: int, axes_after: int = 1) -> Array:
     """int32[size, 1, ...], 0 to size-1: the index along an axis that has `axes_after` axes behind it."""
     return lax.broadcasted_iota(jnp.int32, (size, *(1,) * axes_after), 0)
@@ -52,7 +60,8 @@ def _flat(shape: tuple[int, ...], index: tuple[Array, ...]) -> Array:
 
 def pick(values: Array, *index: Array) -> Array:
     """values[*index, lane]: one index for every axis before the lanes, in range, int32[..., L] or broadcast to it."""
-    at = settle(_flat(values.shape, index))
+    at = _flat(values.shape, index)
+    at = at if _is_narrow(values) else settle(at)
     return settle(values.reshape(-1).at[at].get(mode="promise_in_bounds"))
 
 
@@ -79,12 +88,13 @@ def raise_to(values: Array, where: Array, value: Array, *index: Array) -> Array:
     return values.reshape(-1).at[at].max(value, mode="drop").reshape(values.shape)
 
 
-def _to_write(values: Array, where: Array, value: Array | int, index: tuple[Array, ...]) -> tuple[Array, Any]:
+def _to_write(values: Array, where: Array, value: Array | int, index: tuple[Array, ...]) -> tuple[Array, Array]:
     """Flat positions and values of a write; positions beyond the end drop out."""
-    at = settle(jnp.where(where, _flat(values.shape, index), values.size)).reshape(-1)
-    if isinstance(value, int):
-        return at, value
-    return at, settle(jnp.broadcast_to(value, where.shape)).reshape(-1)
+    at = jnp.where(where, _flat(values.shape, index), values.size)
+    value = jnp.broadcast_to(value, where.shape)
+    if not _is_narrow(values):
+        at, value = settle(at), settle(value)
+    return at.reshape(-1), value.reshape(-1)
 
 
 def one_hot(index: Array, size: int) -> Array:
@@ -94,16 +104,18 @@ def one_hot(index: Array, size: int) -> Array:
 
 FOLD = 8
 """Parts of an axis that `fold` combines at a time."""
+SHORT = 16
+"""An axis of no more elements is reduced by XLA's own reduction."""
 
 
 def fold(combine: Callable[[Array, Array], Array], values: Array, axis: int = 1) -> Array:
-    """Combine the elements along an axis by an associative operation (jnp.minimum, jnp.add, ...).
+    """Combine the elements along an axis by jnp.minimum, jnp.maximum, jnp.add or jnp.bitwise_or.
 
-    By slices, a few at a time: such kernels vectorise over the lanes, XLA's reductions of computed values do not.
+    In a wide batch a long axis is cut into slices, a few at a time: such kernels vectorise over the lanes, XLA's
+    reductions of computed values do not.
     """
-    if values.shape[axis] <= FOLD:
-        # XLA writes the input of many slices out, but works a few out anew.
-        values = settle(values)
+    if _is_narrow(values) or values.shape[axis] <= SHORT:
+        return _reductions[combine](values, axis)
     while (size := values.shape[axis]) > 1:
         parts = max(part for part in range(1, FOLD + 1) if size % part == 0) if size > FOLD else size
         if parts == 1:
@@ -112,6 +124,14 @@ def fold(combine: Callable[[Array, Array], Array], values: Array, axis: int = 1)
         slices = [lax.slice_in_dim(values, i * length, (i + 1) * length, axis=axis) for i in range(parts)]
         values = settle(reduce(combine, slices))
     return jnp.squeeze(values, axis)
+
+
+_reductions: dict[Any, Callable[[Array, int], Array]] = {
+    jnp.minimum: lambda values, axis: jnp.min(values, axis=axis),
+    jnp.maximum: lambda values, axis: jnp.max(values, axis=axis),
+    jnp.add: lambda values, axis: jnp.sum(values, axis=axis, dtype=values.dtype),
+    jnp.bitwise_or: lambda values, axis: lax.reduce(values, jnp.zeros((), values.dtype), lax.bitwise_or, (axis,)),
+}
 
 
 def any_of(flags: Array) -> Array:
