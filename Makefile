@@ -11,7 +11,7 @@ DEMO_OUT := results/demo
 test check-long: export JAX_PLATFORMS := cpu
 test check-long: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test bench bench-quick lint format check-long clean
+.PHONY: demo test bench bench-quick profile lint format check-long clean
 
 demo: $(STAMP)
 	$(BIN)/vsim sweep sweeps/demo.yaml --out $(DEMO_OUT)
@@ -37,6 +37,9 @@ bench: $(STAMP)
 
 bench-quick: $(STAMP)
 	$(BIN)/python -m tests.benchmarks --quick
+
+profile: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.profile
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "vsim needs Python 3.11 or later with venv; set PYTHON=/path/to/python" >&2; exit 1; }

@@ -21,10 +21,10 @@ CHUNK = 1024
 _compile_seconds = 0.0
 
 
-def _count_compilation(event: str, seconds: float, **_: Any) -> None:
+def _count_compilation(event: str, duration_secs: float, **_: Any) -> None:
     global _compile_seconds
     if event == "/jax/core/compile/backend_compile_duration":
-        _compile_seconds += seconds
+        _compile_seconds += duration_secs
 
 
 monitoring.register_event_duration_secs_listener(_count_compilation)

@@ -48,10 +48,8 @@ MAX_ORDER = 1 << (31 - SLOT_BITS - 1)
 BANK_BITS = 10
 BANK_MASK = (1 << BANK_BITS) - 1
 ROW_HIT = 1 << 30
-NO_PLACE = BANK_MASK
-"""Place word of no request: of a bank that no standard has."""
-ALL_BANKS = 1 << BANK_BITS
-"""In place of a bank: all of them."""
+NO_BANK = BANK_MASK
+"""A bank that no standard has."""
 
 STATUS_PENDING = 1
 STATUS_ORDER = 2
@@ -105,14 +103,16 @@ class DramParams(struct.PyTreeNode):
 
 
 class PlaceChange(NamedTuple):
-    """What the last tick's command changes in `DramState.place`, int32[C, L] each; -1: nothing."""
+    """What the last tick's command changes in `DramState.place`, int32[C, L] each."""
 
     bank: Array
-    """Bank whose row was opened or closed; ALL_BANKS."""
+    """Requests to this bank are concerned; to NO_BANK: none."""
+    mask: Array
+    """BANK_MASK, or 0 when all banks are concerned (PREA)."""
     opened: Array
-    """row << BANK_BITS | bank of the row opened"""
+    """row << BANK_BITS | bank of the row opened, -1 when rows were closed."""
     left: Array
-    """queue * Q + slot of the entry that left"""
+    """queue * Q + slot of the entry that left, -1: none."""
 
 
 class DramState(struct.PyTreeNode):
@@ -131,7 +131,8 @@ class DramState(struct.PyTreeNode):
     """int32[C, Q, L], in-channel block numbers of the write queue; -1 in a free slot."""
     place: Array
     """int32[C, 2, Q, L], row_hit << 30 | row << BANK_BITS | bank; row_hit says that the bank has this row open.
-    NO_PLACE in a free slot. What a tick changes here is noted in `change` and done before the next one."""
+    NO_BANK in a free slot. What a tick's command changes here is noted in `change` and done in the next, all in one
+    pass: a scatter between passes would make XLA copy the array."""
     change: PlaceChange
     meta: Array
     """int32[C, 2, Q, L], the caller's word << 1 | row statistics already counted."""
@@ -227,10 +228,11 @@ def init(shape: DramShape, params: DramParams) -> DramState:
         return jnp.full((*dims, lanes), PAST, jnp.int32)
 
     unused = zeros(c, 2, queue_words, dtype=jnp.uint32)
+    unchanged = PlaceChange(zeros(c) + NO_BANK, zeros(c) + BANK_MASK, zeros(c) - 1, zeros(c) - 1)
     return DramState(
         clock=zeros(), key=jnp.full((c, 2, q, lanes), FAR, jnp.int32), used=unused, block=zeros(c, q) - 1,
-        place=zeros(c, 2, q) + NO_PLACE, change=PlaceChange(*(zeros(c) - 1 for _ in range(3))), meta=zeros(c, 2, q),
-        count=zeros(c, 2), order=zeros(c), active=zeros(c, words, dtype=jnp.uint32),
+        place=zeros(c, 2, q) + NO_BANK, change=unchanged,
+        meta=zeros(c, 2, q), count=zeros(c, 2), order=zeros(c), active=zeros(c, words, dtype=jnp.uint32),
         active_write=zeros(c, words, dtype=jnp.uint32), active_key=zeros(c, b), active_meta=zeros(c, b),
         opened=zeros(c, words, dtype=jnp.uint32), row=zeros(c, b), ready_bank=past(c, 4, b),
         ready_group=past(c, 4, shape.groups), ready_rank=past(c, 2, shape.ranks), activations=past(c, shape.ranks, 4),
@@ -257,14 +259,15 @@ def accept(params: DramParams, s: DramState, offer: Offer, room: Room) -> tuple[
 
     kind = offer.write.astype(jnp.int32)
     slot = settle(_free_slot(jnp.where(offer.write[:, None], s.used[:, 1], s.used[:, 0])))
-    channel, q = numbers(s.key.shape[0]), s.key.shape[2]
+    channel = numbers(s.key.shape[0])
     place = settle(_place_of(params, s, offer.block))
-    took = one_hot(jnp.where(enqueued, kind, 2), 2)
+    took = settle(one_hot(jnp.where(enqueued, kind, 2), 2))
+    taken = settle(_mask_of(slot, enqueued, s.used.shape[2]))
     s = s.replace(
         key=put(s.key, enqueued, (s.order << SLOT_BITS) | slot, channel, kind, slot),
-        used=s.used | jnp.where(took[:, :, None], _mask_of(slot, enqueued, s.used.shape[2])[:, None], jnp.uint32(0)),
+        used=s.used | jnp.where(took[:, :, None], taken[:, None], jnp.uint32(0)),
         block=put(s.block, enqueued & offer.write, offer.block, channel, slot),
-        place=_changed_places(s, settle(jnp.where(enqueued, kind * q + slot, -1)), place),
+        place=_changed_places(s, settle(jnp.where(enqueued, kind * s.key.shape[2] + slot, -1)), place),
         meta=put(s.meta, enqueued, offer.meta << 1, channel, kind, slot),
         count=s.count + took,
         order=s.order + enqueued,
@@ -290,16 +293,12 @@ def _changed_places(s: DramState, at: Array, place: Array) -> Array:
     """
     _, kinds, q, _ = s.place.shape
     here = numbers(kinds, 2) * q + numbers(q)
-
-    def wide(values: Array) -> Array:
-        return values[:, None, None]
-
-    bank, opened = wide(s.change.bank), wide(s.change.opened)
-    touched = ((s.place & BANK_MASK) == bank) | (bank == ALL_BANKS)
+    bank, mask, opened, left = (values[:, None, None] for values in s.change)
+    concerned = (s.place ^ bank) & mask == 0
     without = s.place & ~ROW_HIT
-    kept = jnp.where(touched, jnp.where(without == opened, without | ROW_HIT, without), s.place)
-    kept = jnp.where(here == wide(s.change.left), NO_PLACE, kept)
-    return jnp.where(here == wide(at), wide(place), kept)
+    kept = jnp.where(concerned, without | jnp.where(without == opened, ROW_HIT, 0), s.place)
+    kept = jnp.where(here == left, NO_BANK, kept)
+    return jnp.where(here == at[:, None, None], place[:, None, None], kept)
 
 
 def next_event(s: DramState) -> Array:
@@ -589,22 +588,24 @@ def _move_request(s: DramState, choice: _Choice) -> DramState:
     opens = settle(after(choice.meta, command == ACT))
     leaves = settle(choice.from_queue & (access | opens))
     kind = choice.is_write.astype(jnp.int32)
-    channel, words, q = numbers(s.key.shape[0]), s.opened.shape[1], s.key.shape[2]
+    channel, words = numbers(s.key.shape[0]), s.opened.shape[1]
     at = channel, kind, choice.slot
     opened = settle(_mask_of(choice.bank, opens, words))
     closed = _mask_of(choice.bank, command == PRE, words) | jnp.where((command == PREA)[:, None], ~jnp.uint32(0), 0)
     served = _mask_of(choice.bank, access & ~choice.from_queue, words)
     written = _mask_of(choice.bank, opens & choice.is_write, words)
-    left = one_hot(jnp.where(leaves, kind, 2), 2)
-    freed = jnp.where(left[:, :, None], _mask_of(choice.slot, leaves, s.used.shape[2])[:, None], jnp.uint32(0))
+    left = settle(one_hot(jnp.where(leaves, kind, 2), 2))
+    freed = settle(_mask_of(choice.slot, leaves, s.used.shape[2]))[:, None]
+    freed = jnp.where(left[:, :, None], freed, jnp.uint32(0))
     return s.replace(
         key=put(s.key, leaves, FAR, *at),
         used=s.used & ~freed,
         block=put(s.block, leaves & choice.is_write, -1, channel, choice.slot),
         change=PlaceChange(
-            bank=jnp.where(command == PREA, ALL_BANKS, jnp.where(opens | (command == PRE), choice.bank, -1)),
+            bank=jnp.where(command == PREA, 0, jnp.where(opens | (command == PRE), choice.bank, NO_BANK)),
+            mask=jnp.where(command == PREA, 0, BANK_MASK),
             opened=jnp.where(opens, (choice.row << BANK_BITS) | choice.bank, -1),
-            left=jnp.where(leaves, kind * q + choice.slot, -1),
+            left=jnp.where(leaves, kind * s.key.shape[2] + choice.slot, -1),
         ),
         meta=put(s.meta, after(choice.meta, choice.from_queue & (command == PRE)), choice.meta | 1, *at),
         count=s.count - left,

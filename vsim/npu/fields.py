@@ -136,7 +136,7 @@ _reductions: dict[Any, Callable[[Array, int], Array]] = {
 
 def any_of(flags: Array) -> Array:
     """bool[L]: any element of the lane, over all axes but the last."""
-    return least(jnp.where(flags, 0, 1)) == 0
+    return least(settle(jnp.where(flags, 0, 1))) == 0
 
 
 def least(*values: Array) -> Array:
