@@ -90,8 +90,10 @@ def run(
     from lowering import lower
 
     program = lower(model, hardware, batch=batch, dims=sizes, compat=compat and compat.value, skip_unknown=skip_unknown)
+    from vsim import devices
     from vsim.api import Progress, SimPoint, simulate
 
+    devices.one_thread()
     point = SimPoint(hw=hardware, program=program, compat=compat is not None, max_cycles=max_cycles, label=program.name)
     with cli_tables.stderr().status("compiling") as status:
 

@@ -26,6 +26,14 @@ def prepare() -> None:
         jax.config.update("jax_compilation_cache_dir", str(home / "vsim"))
 
 
+def one_thread() -> None:
+    """For a process that simulates a single lane, before `prepare`: XLA's second thread only slows its small kernels.
+
+    The variable is what XLA sizes its thread pool by; it is read once, when JAX starts.
+    """
+    os.environ.setdefault("NPROC", "1")
+
+
 def lanes_side_by_side(bytes_per_lane: int) -> int:
     """Lanes that the devices together simulate fastest, of so many bytes of state each.
 

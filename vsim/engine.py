@@ -22,6 +22,8 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
+from vsim import traced
+
 CHUNK_ITERATIONS = 4096
 REFILL_SHARE = 16
 """While lanes wait, a chunk ends early once one in so many of a device's lanes has ended,"""
@@ -115,6 +117,8 @@ def compile_machine(machine: Machine, devices: int) -> Compiled:
             ]
             return jax.tree.map(lambda leaf: leaf[None], function(*local))
 
+        if devices == 1:
+            return jax.jit(of_one_device, **options)
         mapped = jax.shard_map(of_one_device, mesh=mesh, in_specs=inputs, out_specs=split, check_vma=False)
         return jax.jit(mapped, **options)
 
@@ -138,12 +142,28 @@ def compile_machine(machine: Machine, devices: int) -> Compiled:
         state = machine.rebase(state)
         return state, Chunk(machine.alive(state), machine.elapsed(state), count, busy)
 
+    def known_advance(*arguments: Any) -> tuple[Any, Chunk]:
+        """`advance`, traced by an earlier process if there was one: a single point should answer at once."""
+        leaves, structure = jax.tree.flatten(arguments)
+        state_structure = jax.tree.structure(arguments[2])
+
+        def on_leaves(*leaves: Array) -> list[Array]:
+            return jax.tree.leaves(advance(*jax.tree.unflatten(structure, leaves)))
+
+        results = traced.call(on_leaves, repr(machine), leaves)
+        count = state_structure.num_leaves
+        return jax.tree.unflatten(state_structure, results[:count]), Chunk(*results[count:])
+
     def replace(which: Array, old: Any, new: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(which, b, a), old, new)
 
     return Compiled(
         fill=on_devices(machine.init, (everywhere, split, split)),
-        advance=on_devices(advance, (everywhere, split, split, split, everywhere, everywhere), donate_argnums=(2,)),
+        advance=on_devices(
+            known_advance if devices == 1 else advance,
+            (everywhere, split, split, split, everywhere, everywhere),
+            donate_argnums=(2,),
+        ),
         replace=on_devices(replace, (split, split, split), donate_argnums=(1,)),
         outcome=on_devices(machine.outcome, (split,)),
     )
