@@ -115,6 +115,18 @@ def test_a_sweep_over_traced_values_compiles_once() -> None:
     assert compiled.advance._cache_size() == traces
 
 
+def test_a_step_keeps_the_types_of_the_state() -> None:
+    """Or the second chunk would compile once more: also a type that is only weak counts for JAX."""
+    point = timing_points()[0]
+    machine = NpuMachine(_shape([point]))
+    shared = tables_of([point.program], machine.shape)
+    params = stack_params([params_of(point.hw, compat=True, max_cycles=None, idle_skip=True)])
+    before = jax.eval_shape(machine.init, shared, params, jnp.zeros(1, jnp.int32))
+    after = jax.eval_shape(lambda state: machine.rebase(machine.step(shared, params, state)), before)
+    types = [[(leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(state)] for state in (before, after)]
+    assert types[0] == types[1]
+
+
 def _shape(points: list[SimPoint]) -> NpuShape:
     needs = [program_needs(point.program) for point in points]
     most = [max(getattr(need, field.name) for need in needs) for field in dataclasses.fields(needs[0])]

@@ -603,7 +603,7 @@ def _move_request(s: DramState, choice: _Choice) -> DramState:
         block=put(s.block, leaves & choice.is_write, -1, channel, choice.slot),
         change=PlaceChange(
             bank=jnp.where(command == PREA, 0, jnp.where(opens | (command == PRE), choice.bank, NO_BANK)),
-            mask=jnp.where(command == PREA, 0, BANK_MASK),
+            mask=jnp.where(command == PREA, jnp.int32(0), BANK_MASK),
             opened=jnp.where(opens, (choice.row << BANK_BITS) | choice.bank, -1),
             left=jnp.where(leaves, kind * s.key.shape[2] + choice.slot, -1),
         ),
