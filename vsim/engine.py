@@ -23,6 +23,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from vsim import traced
+from vsim.devices import compiler_options
 
 CHUNK_ITERATIONS = 4096
 REFILL_SHARE = 16
@@ -117,6 +118,7 @@ def compile_machine(machine: Machine, devices: int) -> Compiled:
             ]
             return jax.tree.map(lambda leaf: leaf[None], function(*local))
 
+        options["compiler_options"] = compiler_options()
         if devices == 1:
             return jax.jit(of_one_device, **options)
         mapped = jax.shard_map(of_one_device, mesh=mesh, in_specs=inputs, out_specs=split, check_vma=False)

@@ -10,6 +10,8 @@ import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench")
     parser.add_argument("--quick", action="store_true", help="the server GEMM at 1 and 64 lanes only")
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only these cases")
+    parser.add_argument("--single", action="store_true", help="one lane of the case, as JSON: for this program itself")
     options = parser.parse_args()
     # A cached program would hide the compile time.
     jax.config.update("jax_enable_compilation_cache", False)
+    if options.single:
+        devices.one_thread()
+        devices.prepare()
+        case = next(case for case in CASES if case.name == options.case[0])
+        print(json.dumps(measure(case.points(1), 1, SECONDS).to_json()))
+        return
     devices.prepare()
     print(f"jax {jax.__version__}, {jax.default_backend()}, {len(jax.local_devices())} devices, {platform.processor()}")
     print(HEADER)
@@ -62,10 +71,17 @@ def main() -> None:
 def _run(case: Case, quick: bool) -> list[Figures]:
     rows = []
     for lanes in QUICK[1] if quick else case.lanes:
-        # Twice as many points as lanes, so that places are refilled; a single lane is measured on one point.
-        rows.append(measure(case.points(2 * lanes if lanes > 1 else 1), lanes, SECONDS))
+        # Twice as many points as lanes, so that places are refilled.
+        rows.append(_single(case) if lanes == 1 else measure(case.points(2 * lanes), lanes, SECONDS))
         print(_line(case.name, rows[-1]), flush=True)
     return rows
+
+
+def _single(case: Case) -> Figures:
+    """One lane, as `vsim run` has it: in a process of its own with one thread."""
+    command = [sys.executable, "-m", "tests.benchmarks", "--single", "--case", case.name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return Figures(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def _line(name: str, row: Figures) -> str:

@@ -72,13 +72,13 @@ def _compat(*size: int) -> Callable[[int], list[SimPoint]]:
 RESNET50 = "onnx:light_resnet50"
 CASES = (
     Case("gemm", "memory-bound GEMM 1024x1024x1024, server", _default("gemm", preset=SERVER), (1, 64, 128, 256)),
-    Case("gemv", "GEMV 1x4096x4096, server", _default("gemv", preset=SERVER), (1, 64, 128)),
+    Case("gemv", "GEMV 1x4096x4096, server", _default("gemv", preset=SERVER), (1, 64, 128, 256)),
     Case("gemm-compat", "the GEMM as ONNXim runs it, deep queues, server", _compat(1024, 1024, 1024), (64, 128)),
     Case("gemv-compat", "the GEMV as ONNXim runs it, deep queues, server", _compat(1, 4096, 4096), (64, 128)),
     Case("decode", "projections of a Llama-3-8B layer, one token, server", _default("decode", preset=SERVER), (128,)),
     Case("mix", "GEMM, GEMV, ResNet-50 in one batch", _default("gemm", "gemv", RESNET50, preset=SERVER), (128,)),
     Case("resnet50", "ResNet-50, server", _default(RESNET50, preset=SERVER), (128,)),
-    Case("resnet18", "ResNet-18, mobile", _default("resnet18", preset=MOBILE), (64, 256, 512)),
+    Case("resnet18", "ResNet-18, mobile", _default("resnet18", preset=MOBILE), (64, 512, 1024)),
 )  # fmt: skip
 
 
