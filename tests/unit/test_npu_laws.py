@@ -19,7 +19,7 @@ from lowering.program import ROW_COLUMNS, Col, LayerInfo, Op, Program
 from tests import models
 from tests.golden.onnxim_reference import CONFIGURATIONS
 from vsim import engine
-from vsim.api import SimPoint, simulate
+from vsim.api import Progress, SimPoint, simulate
 from vsim.npu import dispatch
 from vsim.npu.compile import params_of, program_needs, shape_of, stack_params, tables_of
 from vsim.npu.machine import NpuMachine
@@ -113,6 +113,17 @@ def test_a_sweep_over_traced_values_compiles_once() -> None:
     simulate(more)
     assert engine.compile_machine.cache_info().misses == max(machines, before)
     assert compiled.advance._cache_size() == traces
+
+
+def test_occupancy_of_lanes_of_very_different_length() -> None:
+    """Places of ended lanes are refilled, the longest lanes first: few stand empty though lengths span 20x."""
+    sizes = [(8, 8, 8), (8, 16, 16), (16, 40, 24), (32, 64, 48), (64, 64, 64)]
+    points = [SimPoint(HW, matrix(*sizes[index % 5]), compat=True) for index in range(80)]
+    marks: list[Progress] = []
+    results = simulate(points, lanes=8, on_progress=marks.append)
+    cycles = [result.cycles for result in results]
+    assert max(cycles) > 20 * min(cycles)
+    assert marks[-1].lane_iterations >= 0.85 * marks[-1].place_iterations
 
 
 def test_a_step_keeps_the_types_of_the_state() -> None:
