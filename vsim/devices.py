@@ -15,13 +15,13 @@ def prepare() -> None:
     XLA does not spread one step over CPU cores well: the engine splits the lanes over one device per core.
     Compiled programs are kept in `$XDG_CACHE_HOME/vsim` (`~/.cache/vsim`) unless JAX_COMPILATION_CACHE_DIR is set.
     """
-    if _setting("jax_num_cpu_devices") < 0:
+    if setting("jax_num_cpu_devices") < 0:
         try:
             jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
         except RuntimeError:
             # JAX has started already, with the devices somebody else chose.
             return
-    if _setting("jax_compilation_cache_dir") is None:
+    if setting("jax_compilation_cache_dir") is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "vsim"))
 
@@ -53,5 +53,6 @@ def lanes_side_by_side(bytes_per_lane: int) -> int:
     return each * len(local)
 
 
-def _setting(name: str) -> Any:
+def setting(name: str) -> Any:
+    """A configuration value of JAX."""
     return getattr(jax.config, name)

@@ -8,6 +8,7 @@ machine, the shapes of its inputs, the sources of this package and the version o
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,9 @@ import jax
 from jax import Array, export
 
 import lowering
+from vsim import devices
+
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def call(function: Callable[..., Sequence[Array]], name: str, leaves: Sequence[Array]) -> Sequence[Array]:
@@ -39,9 +43,8 @@ def call(function: Callable[..., Sequence[Array]], name: str, leaves: Sequence[A
 
 def _folder() -> Path | None:
     """Where traced programs are kept: beside the compiled ones; None while caching is off."""
-    compiled = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    enabled = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-    return Path(compiled) / "traced" if compiled and enabled else None
+    compiled = devices.setting("jax_compilation_cache_dir")
+    return Path(compiled) / "traced" if compiled and devices.setting("jax_enable_compilation_cache") else None
 
 
 @cache
@@ -57,18 +60,20 @@ def _sources() -> str:
 def _load(path: Path) -> export.Exported | None:
     """A kept program; None if there is none or it is damaged: then it is made anew."""
     try:
-        return export.deserialize(bytearray(path.read_bytes()))
-    except Exception:
-        # Flatbuffers raises whatever the first wrong byte leads to.
+        stored = path.read_bytes()
+    except OSError:
         return None
+    digest, program = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
+    return export.deserialize(bytearray(program)) if hashlib.sha256(program).digest() == digest else None
 
 
-def _save(path: Path, program: export.Exported) -> None:
-    """Keep a program, whole or not at all; a cache that cannot be written is no reason to fail."""
+def _save(path: Path, exported: export.Exported) -> None:
+    """Keep a program behind its digest, whole or not at all; a cache that cannot be written is no reason to fail."""
+    program = bytes(exported.serialize())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{id(program)}")
-        partial.write_bytes(program.serialize())
-        partial.replace(path)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
+            partial.write(hashlib.sha256(program).digest() + program)
+        Path(partial.name).replace(path)
     except OSError:
         return

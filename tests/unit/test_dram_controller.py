@@ -7,6 +7,7 @@ clock t, the controller ticks to t + 1; commands and completions carry the clock
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwconfigs import HwConfig
+from hwconfigs import ConfigError, HwConfig, dram_table, load_hw
 from hwconfigs.dram_table import Command, DramStandard, load_standard, standard_names
 from tests.reference import scalar_dram
 from tests.reference.dram_checker import DramCommand, check, rules_from_standard
@@ -306,3 +307,13 @@ def test_row_hits_first_keeps_a_row_open():
     assert (hits_first.row_hits, hits_first.row_misses, hits_first.row_conflicts) == (30, 1, 1)
     assert oldest_first.row_conflicts > 10
     assert hits_first.complete.max() <= oldest_first.complete.max()
+
+
+def test_more_bank_groups_than_a_word_has_bits_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Sets of bank groups are one word: a standard of 16 ranks of 4 groups would be simulated wrong."""
+    shutil.copy(dram_table.TABLES / "HBM2_2400.yaml", tmp_path)
+    (tmp_path / "MANY.yaml").write_text("extends: HBM2_2400\nsource: a test\norganisation: {ranks: 16}\n")
+    monkeypatch.setattr(dram_table, "TABLES", tmp_path)
+    hw = load_hw("npu-server-128x128x4").with_overrides({"dram.standard": "MANY"})
+    with pytest.raises(ConfigError, match="64 bank groups"):
+        shape_of(hw, ProgramNeeds(1, 1, 1, 1), compat=False)

@@ -20,7 +20,7 @@ from hwconfigs.schema import SIMPLE_DRAM
 from lowering.program import ROW_COLUMNS, TILE_COLUMNS, Col, Op, Program, TileCol
 from vsim.npu import words
 from vsim.npu.dispatch import RADIX_BITS, RADIX_MASK
-from vsim.npu.dram import MAX_QUEUE, DramParams, DramShape
+from vsim.npu.dram import MAX_BANKS, MAX_GROUPS, MAX_QUEUE, DramParams, DramShape
 from vsim.npu.fields import FAR
 from vsim.npu.types import NpuParams, NpuShape, ProgramTables
 
@@ -136,6 +136,11 @@ def _dram_shape(hw: HwConfig, queue: int) -> DramShape:
         return DramShape(channels=channels, ranks=1, groups=1, banks=1, queue=1, pending=1)
     organisation = hw.dram.table().organisation
     groups = organisation.ranks * organisation.bank_groups
+    if groups > MAX_GROUPS or groups * organisation.banks > MAX_BANKS:
+        raise ConfigError(
+            f"{hw.dram.standard}: {groups} bank groups of {organisation.banks} banks over all ranks; at most "
+            f"{MAX_GROUPS} groups and {MAX_BANKS} banks are modelled"
+        )
     return DramShape(
         channels=channels,
         ranks=organisation.ranks,

@@ -48,6 +48,9 @@ MAX_ORDER = 1 << (31 - SLOT_BITS - 1)
 BANK_BITS = 10
 BANK_MASK = (1 << BANK_BITS) - 1
 ROW_HIT = 1 << 30
+MAX_BANKS = BANK_MASK
+MAX_GROUPS = 32
+"""The set of bank groups is one word."""
 NO_BANK = BANK_MASK
 """A bank that no standard has."""
 
