@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from hwconfigs.errors import ConfigError, nearest
 
@@ -28,13 +29,18 @@ def evaluate(expression: str | int, values: Mapping[str, int]) -> int:
     if isinstance(expression, int):
         return expression
     try:
-        tree = ast.parse(expression, mode="eval")
-    except SyntaxError:
-        raise ConfigError(f"cannot read the expression {expression!r}") from None
-    try:
-        return _evaluate(tree.body, values, expression)
+        return _evaluate(_parsed(expression), values, expression)
     except ZeroDivisionError:
         raise ConfigError(f"division by zero in the expression {expression!r}") from None
+
+
+@lru_cache(maxsize=1024)
+def _parsed(expression: str) -> ast.expr:
+    """The syntax tree; a sweep evaluates the same few expressions for every one of its points."""
+    try:
+        return ast.parse(expression, mode="eval").body
+    except SyntaxError:
+        raise ConfigError(f"cannot read the expression {expression!r}") from None
 
 
 def _evaluate(node: ast.expr, values: Mapping[str, int], source: str) -> int:

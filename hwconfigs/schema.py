@@ -7,6 +7,7 @@ weight-stationary convention: ``rows`` is the reduction dimension (height), ``co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -211,7 +212,13 @@ class Dram(Frozen):
             )
         if self.standard == SIMPLE_DRAM:
             raise ConfigError('dram.standard "simple" has no timing table')
-        return load_standard(self.standard).with_timing(self.timing)
+        return _with_timing(self.standard, tuple(sorted(self.timing.items())))
+
+
+@lru_cache(maxsize=1024)
+def _with_timing(standard: str, timing: tuple[tuple[str, int], ...]) -> DramStandard:
+    """The points of a sweep share few sets of timing values, each of which takes a millisecond to check."""
+    return load_standard(standard).with_timing(dict(timing))
 
 
 class Noc(Frozen):

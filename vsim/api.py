@@ -117,7 +117,9 @@ class _Totals:
 
 def _groups(points: Sequence[SimPoint]) -> list[tuple[list[int], NpuMachine]]:
     """Points by shape. Points that differ in nothing but what their programs need share the larger of the shapes."""
-    needs = {id(point.program): program_needs(point.program) for point in points}
+    programs, which = _distinct([point.program for point in points])
+    needs_of = [program_needs(program) for program in programs]
+    needs = [needs_of[index] for index in which]
     families: dict[tuple[NpuShape, bool], list[int]] = {}
     least = ProgramNeeds(1, 1, 1, 1)
     for index, point in enumerate(points):
@@ -125,7 +127,7 @@ def _groups(points: Sequence[SimPoint]) -> list[tuple[list[int], NpuMachine]]:
         families.setdefault((family, point.compat), []).append(index)
     groups = []
     for (_, compat), members in families.items():
-        of_members = [needs[id(points[index].program)] for index in members]
+        of_members = [needs[index] for index in members]
         most = ProgramNeeds(
             *np.max([[n.inflight, n.descriptors, n.entries, n.layers] for n in of_members], axis=0).tolist()
         )

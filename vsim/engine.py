@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from vsim import traced
 from vsim.devices import compiler_options
@@ -91,6 +91,8 @@ class Chunk(NamedTuple):
 class Compiled:
     """Compiled functions of one machine on one mesh of devices. Arrays: [devices, ..., lanes per device]."""
 
+    sharding: Sharding
+    """Where the lanes' inputs go. A state made of inputs that are not bound to a device compiles `advance` again."""
     fill: Callable[[Any, Any, Any], Any]
     """(shared, params, lanes) -> state"""
     advance: Callable[..., tuple[Any, Chunk]]
@@ -160,6 +162,7 @@ def compile_machine(machine: Machine, devices: int) -> Compiled:
         return jax.tree.map(lambda a, b: jnp.where(which, b, a), old, new)
 
     return Compiled(
+        sharding=NamedSharding(mesh, split) if devices > 1 else SingleDeviceSharding(mesh.devices.flat[0]),
         fill=on_devices(machine.init, (everywhere, split, split)),
         advance=on_devices(
             known_advance if devices == 1 else advance,
@@ -238,7 +241,8 @@ class _Batch:
 
     def _take(self, slots: np.ndarray) -> tuple[Any, Any]:
         """Inputs of the lanes in these places: [devices, ..., lanes per device]."""
-        return jax.tree.map(lambda leaf: np.moveaxis(np.asarray(leaf)[..., slots], -2, 0), self.inputs)
+        taken = jax.tree.map(lambda leaf: np.moveaxis(np.asarray(leaf)[..., slots], -2, 0), self.inputs)
+        return jax.device_put(taken, self.compiled.sharding)
 
     def advance(self, iterations: int) -> None:
         each = self.slots.shape[1]

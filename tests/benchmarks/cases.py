@@ -54,10 +54,8 @@ def _program(model: str, preset: str) -> Program:
 
 def _varied(hw: HwConfig, programs: Sequence[Program], count: int, **options: Any) -> list[SimPoint]:
     base = hw.dram.table().timing["nRP"]
-    return [
-        SimPoint(hw.with_overrides({"dram.timing.nRP": base + lane % 16}), programs[lane % len(programs)], **options)
-        for lane in range(count)
-    ]
+    chips = [hw.with_overrides({"dram.timing.nRP": base + lane}) for lane in range(16)]
+    return [SimPoint(chips[lane % 16], programs[lane % len(programs)], **options) for lane in range(count)]
 
 
 def _default(*names: str, preset: str) -> Callable[[int], list[SimPoint]]:
