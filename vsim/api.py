@@ -53,7 +53,8 @@ def simulate(
     """
     devices.prepare()
     results: list[SimResult | None] = [None] * len(points)
-    totals = _Totals([_estimate(point) for point in points], on_progress)
+    estimate, parameters = _once_per_object(_estimate), _once_per_object(params_of)
+    totals = _Totals([estimate(point.hw, point.program) for point in points], on_progress)
     for members, machine in _groups(points):
 
         def keep(index: int, state: Any, members: list[int] = members) -> None:
@@ -64,8 +65,8 @@ def simulate(
 
         group = [points[index] for index in members]
         programs, which = _distinct([point.program for point in group])
-        params = [params_of(p.hw, compat=p.compat, max_cycles=p.max_cycles, idle_skip=idle_skip) for p in group]
-        estimates = [_estimate(point) for point in group]
+        params = [parameters(p.hw, compat=p.compat, max_cycles=p.max_cycles, idle_skip=idle_skip) for p in group]
+        estimates = [estimate(point.hw, point.program) for point in group]
         totals.begin_group(estimates)
         shared, stacked, which = tables_of(programs, machine.shape), stack_params(params), jnp.asarray(which, jnp.int32)
         engine.run(
@@ -121,9 +122,9 @@ def _groups(points: Sequence[SimPoint]) -> list[tuple[list[int], NpuMachine]]:
     needs_of = [program_needs(program) for program in programs]
     needs = [needs_of[index] for index in which]
     families: dict[tuple[NpuShape, bool], list[int]] = {}
-    least = ProgramNeeds(1, 1, 1, 1)
+    least, family_of = ProgramNeeds(1, 1, 1, 1), _once_per_object(shape_of)
     for index, point in enumerate(points):
-        family = shape_of(point.hw, least, compat=point.compat)
+        family = family_of(point.hw, least, compat=point.compat)
         families.setdefault((family, point.compat), []).append(index)
     groups = []
     for (_, compat), members in families.items():
@@ -146,9 +147,25 @@ def _distinct(programs: Sequence[Program]) -> tuple[list[Program], list[int]]:
     return distinct, [index[id(program)] for program in programs]
 
 
-def _estimate(point: SimPoint) -> float:
+def _once_per_object(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, called once for the same objects and options: points of a sweep share chips and programs.
+
+    Objects are known by identity, so they must outlive the result.
+    """
+    known: dict[tuple[Any, ...], Any] = {}
+
+    def call(*objects: Any, **options: Any) -> Any:
+        key = (*map(id, objects), *options.items())
+        if key not in known:
+            known[key] = function(*objects, **options)
+        return known[key]
+
+    return call
+
+
+def _estimate(hw: HwConfig, program: Program) -> float:
     """Expected length in core cycles, to start long lanes first: the larger of the compute and the memory bound."""
-    hw, layers = point.hw, point.program.layers
+    layers = program.layers
     core = hw.core(0)
     compute = sum(layer.macs for layer in layers) / (core.rows * core.cols * hw.cores.count)
     moved = sum(layer.load_bytes + layer.store_bytes for layer in layers)

@@ -48,7 +48,7 @@ def lanes_side_by_side(bytes_per_lane: int) -> int:
     local = jax.local_devices()
     least, most, budget = 64, 512, 16 << 20
     if local[0].platform != "cpu":
-        most, budget = 16_384, (local[0].memory_stats() or {}).get("bytes_limit", 4 << 30) // 4
+        most, budget = 65_536, (local[0].memory_stats() or {}).get("bytes_limit", 4 << 30) // 4
     each = max(least, min(most, budget // bytes_per_lane // 64 * 64))
     return each * len(local)
 

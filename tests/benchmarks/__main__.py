@@ -36,6 +36,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench")
     parser.add_argument("--quick", action="store_true", help="the server GEMM at 1 and 64 lanes only")
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only these cases")
+    parser.add_argument("--lanes", action="append", type=int, help="these numbers of lanes instead of the case's own")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="to measure each row, after its first chunk")
     parser.add_argument("--single", action="store_true", help="one lane of the case, as JSON: for this program itself")
     options = parser.parse_args()
     # A cached program would hide the compile time.
@@ -44,13 +46,13 @@ def main() -> None:
         devices.one_thread()
         devices.prepare()
         case = next(case for case in CASES if case.name == options.case[0])
-        print(json.dumps(measure(case.points(1), 1, SECONDS).to_json()))
+        print(json.dumps(measure(case.points(1), 1, options.seconds).to_json()))
         return
     devices.prepare()
     print(f"jax {jax.__version__}, {jax.default_backend()}, {len(jax.local_devices())} devices, {platform.processor()}")
     print(HEADER)
     names = [QUICK[0]] if options.quick else options.case or [case.name for case in CASES]
-    results = {case.name: _run(case, options.quick) for case in CASES if case.name in names}
+    results = {case.name: _run(case, _lanes(case, options), options.seconds) for case in CASES if case.name in names}
     report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
@@ -68,11 +70,15 @@ def main() -> None:
     Path("bench.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-def _run(case: Case, quick: bool) -> list[Figures]:
+def _lanes(case: Case, options: argparse.Namespace) -> tuple[int, ...]:
+    return QUICK[1] if options.quick else tuple(options.lanes or case.lanes)
+
+
+def _run(case: Case, lane_counts: tuple[int, ...], seconds: float) -> list[Figures]:
     rows = []
-    for lanes in QUICK[1] if quick else case.lanes:
+    for lanes in lane_counts:
         # Twice as many points as lanes, so that places are refilled.
-        rows.append(_single(case) if lanes == 1 else measure(case.points(2 * lanes), lanes, SECONDS))
+        rows.append(_single(case) if lanes == 1 else measure(case.points(2 * lanes), lanes, seconds))
         print(_line(case.name, rows[-1]), flush=True)
     return rows
 
