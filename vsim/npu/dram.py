@@ -47,12 +47,11 @@ MAX_ORDER = 1 << (31 - SLOT_BITS - 1)
 
 BANK_BITS = 10
 BANK_MASK = (1 << BANK_BITS) - 1
-ROW_HIT = 1 << 30
-MAX_BANKS = BANK_MASK
+LATER = 1 << 30
+"""Added to the key of a request that lets row hits pass."""
+MAX_BANKS = 1 << BANK_BITS
 MAX_GROUPS = 32
 """The set of bank groups is one word."""
-NO_BANK = BANK_MASK
-"""A bank that no standard has."""
 
 STATUS_PENDING = 1
 STATUS_ORDER = 2
@@ -105,19 +104,6 @@ class DramParams(struct.PyTreeNode):
     hit_first: Array
 
 
-class PlaceChange(NamedTuple):
-    """What the last tick's command changes in `DramState.place`, int32[C, L] each."""
-
-    bank: Array
-    """Requests to this bank are concerned; to NO_BANK: none."""
-    mask: Array
-    """BANK_MASK, or 0 when all banks are concerned (PREA)."""
-    opened: Array
-    """row << BANK_BITS | bank of the row opened, -1 when rows were closed."""
-    left: Array
-    """queue * Q + slot of the entry that left, -1: none."""
-
-
 class DramState(struct.PyTreeNode):
     """C channels, L lanes, Q queue slots, queue 0 reads and queue 1 writes, W words of bank masks.
 
@@ -133,10 +119,9 @@ class DramState(struct.PyTreeNode):
     block: Array
     """int32[C, Q, L], in-channel block numbers of the write queue; -1 in a free slot."""
     place: Array
-    """int32[C, 2, Q, L], row_hit << 30 | row << BANK_BITS | bank; row_hit says that the bank has this row open.
-    NO_BANK in a free slot. What a tick's command changes here is noted in `change` and done in the next, all in one
-    pass: a scatter between passes would make XLA copy the array."""
-    change: PlaceChange
+    """int32[C, 2, Q, L], row << BANK_BITS | bank; meaningless in a free slot."""
+    hits: Array
+    """uint32[C, 2, Q / 32, L], set of the slots whose request's row is open."""
     meta: Array
     """int32[C, 2, Q, L], the caller's word << 1 | row statistics already counted."""
     count: Array
@@ -230,15 +215,16 @@ def init(shape: DramShape, params: DramParams) -> DramState:
     def past(*dims: int) -> Array:
         return jnp.full((*dims, lanes), PAST, jnp.int32)
 
-    unused = zeros(c, 2, queue_words, dtype=jnp.uint32)
-    unchanged = PlaceChange(zeros(c) + NO_BANK, zeros(c) + BANK_MASK, zeros(c) - 1, zeros(c) - 1)
+    def no_set(*dims: int) -> Array:
+        return zeros(*dims, dtype=jnp.uint32)
+
     return DramState(
-        clock=zeros(), key=jnp.full((c, 2, q, lanes), FAR, jnp.int32), used=unused, block=zeros(c, q) - 1,
-        place=zeros(c, 2, q) + NO_BANK, change=unchanged,
-        meta=zeros(c, 2, q), count=zeros(c, 2), order=zeros(c), active=zeros(c, words, dtype=jnp.uint32),
-        active_write=zeros(c, words, dtype=jnp.uint32), active_key=zeros(c, b), active_meta=zeros(c, b),
-        opened=zeros(c, words, dtype=jnp.uint32), row=zeros(c, b), ready_bank=past(c, 4, b),
-        ready_group=past(c, 4, shape.groups), ready_rank=past(c, 2, shape.ranks), activations=past(c, shape.ranks, 4),
+        clock=zeros(), key=jnp.full((c, 2, q, lanes), FAR, jnp.int32), used=no_set(c, 2, queue_words),
+        block=zeros(c, q) - 1, place=zeros(c, 2, q), hits=no_set(c, 2, queue_words), meta=zeros(c, 2, q),
+        count=zeros(c, 2), order=zeros(c), active=no_set(c, words), active_write=no_set(c, words),
+        active_key=zeros(c, b), active_meta=zeros(c, b), opened=no_set(c, words), row=zeros(c, b),
+        ready_bank=past(c, 4, b), ready_group=past(c, 4, shape.groups), ready_rank=past(c, 2, shape.ranks),
+        activations=past(c, shape.ranks, 4),
         pending_depart=zeros(c, shape.pending), pending_meta=zeros(c, shape.pending), pending_head=zeros(c),
         pending_count=zeros(c), write_mode=zeros(c, dtype=jnp.bool_), refresh_due=zeros(c),
         refresh_counted=zeros(c, dtype=jnp.bool_), refresh_next=jnp.array(params.refresh_interval, jnp.int32),
@@ -263,14 +249,16 @@ def accept(params: DramParams, s: DramState, offer: Offer, room: Room) -> tuple[
     kind = offer.write.astype(jnp.int32)
     slot = settle(_free_slot(jnp.where(offer.write[:, None], s.used[:, 1], s.used[:, 0])))
     channel = numbers(s.key.shape[0])
-    place = settle(_place_of(params, s, offer.block))
+    place, hit = _place_of(params, s, offer.block)
     took = settle(one_hot(jnp.where(enqueued, kind, 2), 2))
-    taken = settle(_mask_of(slot, enqueued, s.used.shape[2]))
+    taken = settle(_mask_of(slot, enqueued, s.used.shape[2]))[:, None]
+    taken = jnp.where(took[:, :, None], taken, jnp.uint32(0))
     s = s.replace(
         key=put(s.key, enqueued, (s.order << SLOT_BITS) | slot, channel, kind, slot),
-        used=s.used | jnp.where(took[:, :, None], taken[:, None], jnp.uint32(0)),
+        used=s.used | taken,
         block=put(s.block, enqueued & offer.write, offer.block, channel, slot),
-        place=_changed_places(s, settle(jnp.where(enqueued, kind * s.key.shape[2] + slot, -1)), place),
+        place=put(s.place, enqueued, place, channel, kind, slot),
+        hits=s.hits | jnp.where(settle(hit)[:, None, None], taken, jnp.uint32(0)),
         meta=put(s.meta, enqueued, offer.meta << 1, channel, kind, slot),
         count=s.count + took,
         order=s.order + enqueued,
@@ -289,19 +277,13 @@ def _free_slot(used: Array) -> Array:
     return slot
 
 
-def _changed_places(s: DramState, at: Array, place: Array) -> Array:
-    """`DramState.place` after the changes of the last tick, with the new entry's at queue * Q + slot (-1: none).
-
-    After a row command, the queued requests to that bank (PREA: to all banks) hit or no longer hit.
-    """
-    _, kinds, q, _ = s.place.shape
-    here = numbers(kinds, 2) * q + numbers(q)
-    bank, mask, opened, left = (values[:, None, None] for values in s.change)
-    concerned = (s.place ^ bank) & mask == 0
-    without = s.place & ~ROW_HIT
-    kept = jnp.where(concerned, without | jnp.where(without == opened, ROW_HIT, 0), s.place)
-    kept = jnp.where(here == left, NO_BANK, kept)
-    return jnp.where(here == at[:, None, None], place[:, None, None], kept)
+def _slots_at(s: DramState, place: Array, mask: Array) -> Array:
+    """uint32[C, 2, Q / 32, L]: slots, free ones too, whose place agrees with int32[C, L] in the bits of the mask."""
+    c, kinds, q, lanes = s.place.shape
+    agrees = (s.place ^ place[:, None, None]) & mask[:, None, None] == 0
+    of_words = agrees.reshape(c, kinds * q // 32, 32, lanes)
+    bits = jnp.where(of_words, _bit(numbers(32)), jnp.uint32(0))
+    return fold(jnp.bitwise_or, bits, 2).reshape(c, kinds, q // 32, lanes)
 
 
 def next_event(s: DramState) -> Array:
@@ -479,8 +461,8 @@ def _update_write_mode(params: DramParams, s: DramState, consult: Array) -> Dram
     return s.replace(write_mode=jnp.where(consult, jnp.where(s.write_mode, ~leave, enter), s.write_mode))
 
 
-def _place_of(params: DramParams, s: DramState, block: Array) -> Array:
-    """Place words (see `DramState.place`) of in-channel block numbers int32[C, L]."""
+def _place_of(params: DramParams, s: DramState, block: Array) -> tuple[Array, Array]:
+    """Place words (see `DramState.place`) of in-channel block numbers int32[C, L], and bool[C, L]: the row is open."""
     ranks, groups, banks = s.ready_rank.shape[2], s.ready_group.shape[2], s.ready_bank.shape[2]
     rank = (block >> params.rank_shift) & (ranks - 1)
     group = (block >> params.group_shift) & (groups // ranks - 1)
@@ -489,7 +471,7 @@ def _place_of(params: DramParams, s: DramState, block: Array) -> Array:
     bank ^= jnp.where(params.bank_hash > 0, row & (banks // groups - 1), 0)
     flat = rank + group * ranks + bank * groups
     hit = _has_bank(s.opened, flat[:, None])[:, 0] & (pick_row(s.row, flat) == row)
-    return jnp.where(hit, ROW_HIT, 0) | (row << BANK_BITS) | flat
+    return (row << BANK_BITS) | flat, hit
 
 
 def _bit(bank: Array) -> Array:
@@ -534,26 +516,27 @@ def _best_of_queue(params: DramParams, s: DramState, ready: Array, consult: Arra
     hit_banks = settle(jnp.where(write[:, None], ready[:, WR], ready[:, RD]))
     other_banks = (s.opened & ready[:, PRE]) | (~s.opened & ready[:, ACT])
     bank = place & BANK_MASK
-    row_hit = (place & ROW_HIT) != 0
+    hits = settle(jnp.where(write[:, None], s.hits[:, 1], s.hits[:, 0]))
+    row_hit = ((hits[:, :, None] >> numbers(32).astype(jnp.uint32)) & 1 != 0).reshape(place.shape)
     wanted_rows = _banks_of(place, row_hit, hit_banks.shape[1])
     other_banks = settle(other_banks & ~jnp.where(params.hit_first > 0, wanted_rows, jnp.uint32(0)))
     word = jnp.where(row_hit, _word_of(hit_banks, bank), _word_of(other_banks, bank))
     can = (word >> (bank & 31).astype(jnp.uint32)) & 1 != 0
-    later = settle(params.hit_first << 30)
+    later = settle(jnp.where(params.hit_first > 0, LATER, 0))
     best = fold(jnp.minimum, jnp.where(can, jnp.where(row_hit, key, key | later), FAR))
 
     found = consult & (best != FAR)
     slot = jnp.where(found, best & (MAX_QUEUE - 1), 0)
-    order = (best & ~ROW_HIT) >> SLOT_BITS
+    order = (best & ~LATER) >> SLOT_BITS
     at = numbers(key.shape[0]), write.astype(jnp.int32), slot
     its_place, meta = pick(s.place, *at), pick(s.meta, *at)
     its_bank = its_place & BANK_MASK
-    hit = (its_place & ROW_HIT) != 0
+    hit = _has_bank(hits, slot[:, None])[:, 0]
     closed = ~_has_bank(s.opened, its_bank[:, None])[:, 0]
     command = jnp.where(hit, jnp.where(write, WR, RD), jnp.where(closed, ACT, PRE))
     under_active = _has_bank(s.active, its_bank[:, None])[:, 0]
     found = settle(found & ~((command == PRE) & under_active))
-    row = (its_place & ~ROW_HIT) >> BANK_BITS
+    row = its_place >> BANK_BITS
     return found, _Choice(found, command, its_bank, row, meta, order, write, found, slot)
 
 
@@ -600,16 +583,17 @@ def _move_request(s: DramState, choice: _Choice) -> DramState:
     left = settle(one_hot(jnp.where(leaves, kind, 2), 2))
     freed = settle(_mask_of(choice.slot, leaves, s.used.shape[2]))[:, None]
     freed = jnp.where(left[:, :, None], freed, jnp.uint32(0))
+    used = s.used & ~freed
+    # ACT makes hits of the queued requests for its row, PRE and PREA make misses of all for their banks.
+    place = settle((choice.row << BANK_BITS) | choice.bank)
+    concerned = _slots_at(s, place, settle(jnp.where(opens, -1, BANK_MASK)))
+    won, lost, none = (which[:, None, None] for which in (opens, command == PRE, command == PREA))
+    hits = jnp.where(won, s.hits | concerned, jnp.where(lost, s.hits & ~concerned, s.hits))
     return s.replace(
         key=put(s.key, leaves, FAR, *at),
-        used=s.used & ~freed,
+        used=used,
+        hits=jnp.where(none, jnp.uint32(0), hits & used),
         block=put(s.block, leaves & choice.is_write, -1, channel, choice.slot),
-        change=PlaceChange(
-            bank=jnp.where(command == PREA, 0, jnp.where(opens | (command == PRE), choice.bank, NO_BANK)),
-            mask=jnp.where(command == PREA, jnp.int32(0), BANK_MASK),
-            opened=jnp.where(opens, (choice.row << BANK_BITS) | choice.bank, -1),
-            left=jnp.where(leaves, kind * s.key.shape[2] + choice.slot, -1),
-        ),
         meta=put(s.meta, after(choice.meta, choice.from_queue & (command == PRE)), choice.meta | 1, *at),
         count=s.count - left,
         opened=(s.opened | opened) & ~closed,

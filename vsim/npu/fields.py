@@ -91,10 +91,11 @@ def raise_to(values: Array, where: Array, value: Array, *index: Array) -> Array:
 def _to_write(values: Array, where: Array, value: Array | int, index: tuple[Array, ...]) -> tuple[Array, Array]:
     """Flat positions and values of a write; positions beyond the end drop out."""
     at = jnp.where(where, _flat(values.shape, index), values.size)
-    value = jnp.broadcast_to(value, where.shape)
+    written = jnp.broadcast_to(value, where.shape)
     if not _is_narrow(values):
-        at, value = settle(at), settle(value)
-    return at.reshape(-1), value.reshape(-1)
+        # A settled literal only takes XLA time to fold.
+        at, written = settle(at), written if isinstance(value, int) else settle(written)
+    return at.reshape(-1), written.reshape(-1)
 
 
 def one_hot(index: Array, size: int) -> Array:
