@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from hwconfigs.errors import UserError
 from lowering.address_space import AddressSpace
 from lowering.chip import Chip
+from lowering.collectives import COLLECTIVES, CollectiveLayer, emit_collective
 from lowering.convolution import convolution_shape, pool_layer
 from lowering.emit import ProgramBuilder
 from lowering.fusion import Group, Step, fuse
@@ -152,6 +153,8 @@ class _Network:
             self._softmax(node)
         elif node.op == "LRN":
             self._lrn(node)
+        elif node.op in COLLECTIVES:
+            self._collective(node)
         else:
             self._unknown(node)
 
@@ -314,6 +317,12 @@ class _Network:
         x = self.in_order(source, order)
         y = self.place(node.outputs[0], order).layout
         emit_pool(self.builder, pool_layer(node, x, y), self.chip)
+
+    def _collective(self, node: Node) -> None:
+        source, target = node.input(0), node.outputs[0]
+        x = self.in_order(source, row_major(len(source.shape)))
+        y = self.place(target, row_major(len(target.shape))).layout
+        emit_collective(self.builder, CollectiveLayer.of(node, x, y), self.chip)
 
     # data movement
 
