@@ -10,8 +10,8 @@ sends to its neighbour, and receives from the other one, in a core cycle):
   DRAM and everything is written.
 
 A chip's own DRAM traffic is simulated. The link is an approximation: a time, proportional to N, that the data spend in
-the vector unit, which adds them up meanwhile (whichever takes longer). Every core has an equal part of the link. There is no
-latency of the hops, no waiting for slower chips, and no overlap with the layers before and after. The link's time
+the vector unit, which adds them up meanwhile (whichever takes longer). Every core has an equal part of the link. There
+is no latency of the hops, no waiting for slower chips, and no overlap with the layers before and after. The link's time
 appears among the vector unit's active cycles.
 """
 

@@ -486,7 +486,7 @@ def read_config(path: str | Path) -> Config:
         family: type[Config] = OnnximConfig
     elif "model_type" not in data:
         raise ModelError(f"{path}: key 'model_type' is missing; valid: {', '.join(sorted(FAMILIES))}")
-    elif data["model_type"] not in FAMILIES:
+    elif str(data["model_type"]) not in FAMILIES:
         known = nearest(data["model_type"], FAMILIES)
         raise ModelError(f"{path}: model_type = {data['model_type']!r} is not modelled{known}")
     else:
