@@ -6,7 +6,7 @@ dimensions of an ONNX model:
 * ``prompt``: new tokens of each sequence; ``context``: tokens already in the cache. A prompt alone is a prefill, a
   context alone decodes one token, both together are a later part of a long prompt.
 * ``tensor_parallel``: chips that share the model, and ``link_gbps``: gigabytes per second that each sends to the next.
-* ``steady_layers``: simulate this many (>= 2) of the model's layers and extrapolate to all; see `Repeat`.
+* ``steady_layers``: simulate this many of the model's layers and extrapolate to all; see `Repeat`.
 """
 
 from __future__ import annotations
@@ -76,8 +76,6 @@ def _simulated_layers(model: Architecture, steady: int | None) -> int:
     """How many layers go into the program."""
     if steady is None or steady >= model.layers:
         return model.layers
-    if steady < 2:
-        raise ModelError(f"--steady-layers {steady}: must be at least 2: the first layer is not in steady state")
     if not model.uniform:
         raise ModelError(
             f"{model.source}: --steady-layers needs layers that are all alike; some have experts, some none"
