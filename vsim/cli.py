@@ -101,7 +101,7 @@ def run(
     steady_layers: Annotated[
         int | None,
         typer.Option(
-            "--steady-layers", min=2, metavar="N", help="config.json: simulate N layers, extrapolate the rest."
+            "--steady-layers", min=1, metavar="N", help="config.json: simulate N layers, extrapolate the rest."
         ),
     ] = None,
     as_json: JsonOption = False,
