@@ -1,0 +1,17 @@
+"""Which module lowers which operator, beyond those that `lowering.network` lowers itself."""
+
+from __future__ import annotations
+
+from lowering import einsum, gather, movement, normalisation, recurrent, reduction, resampling, rotary
+from lowering.context import Handler
+
+HANDLERS: dict[str, Handler] = {
+    **einsum.HANDLERS,
+    **gather.HANDLERS,
+    **movement.HANDLERS,
+    **normalisation.HANDLERS,
+    **recurrent.HANDLERS,
+    **reduction.HANDLERS,
+    **resampling.HANDLERS,
+    **rotary.HANDLERS,
+}
