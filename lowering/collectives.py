@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from lowering.chip import Chip
+from lowering.context import Handler, Network
 from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
+from lowering.fusion import Group
 from lowering.ir import Node
-from lowering.layout import Layout
+from lowering.layout import Layout, row_major
 from lowering.matmul import vector_units
 from lowering.vector_layers import Identity, shares
-
-COLLECTIVES = frozenset({"AllReduce", "AllGather"})
 
 
 @dataclass(frozen=True)
@@ -90,3 +90,15 @@ def emit_collective(builder: ProgramBuilder, layer: CollectiveLayer, chip: Chip)
 
 def _blocks(layout: Layout, first: int, count: int) -> Descriptor:
     return Descriptor(layout.base_byte // layout.request_bytes + first, count)
+
+
+def collective(network: Network, group: Group) -> None:
+    """Write the layer of an `AllReduce` or `AllGather` node."""
+    node = group.head
+    source, target = node.input(0), node.outputs[0]
+    x = network.in_order(source, row_major(len(source.shape)))
+    y = network.place(target, row_major(len(target.shape))).layout
+    emit_collective(network.builder, CollectiveLayer.of(node, x, y), network.chip)
+
+
+HANDLERS: dict[str, Handler] = {"AllReduce": collective, "AllGather": collective}
