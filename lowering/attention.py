@@ -28,3 +28,434 @@ an input of the graph: new rows are appended in place, which writes new_len rows
 is read where it lies. A past that another operator computes is copied into the present first. Without present outputs
 nothing is written. Decoding one token at context 4096 is q_len = new_len = 1 with past_len = 4095 (or 4096).
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hwconfigs.schema import CoreConfig
+from lowering.attention_tiling import (
+    AttentionShape,
+    Tiling,
+    array_cycles,
+    choose_tiling,
+    cut,
+    final_cycles,
+    rescale_cycles,
+    row_passes,
+    score_blocks,
+    softmax_cycles,
+    value_blocks,
+)
+from lowering.balance import balance
+from lowering.chip import Chip
+from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
+from lowering.ir import Node, Tensor
+from lowering.layout import Layout
+from lowering.mapper import TILE_OVERHEAD_CYCLES
+from lowering.mapping import MappingError, ranges
+from lowering.models import ModelError
+from lowering.program import LayerInfo
+
+Q, K, V, MASK, PAST_KEY, PAST_VALUE = range(6)
+"""Inputs of the operator."""
+
+_OUTPUTS = 3
+
+# Entries. Scratchpad: keys and values from the cache and new ones, the mask, two buffers of probabilities.
+_OLD_KEYS, _NEW_KEYS, _OLD_VALUES, _NEW_VALUES, _MASK, _PROBABILITIES = range(6)
+# Accumulators, kept along a chain: the query tile, the results, two buffers of scores.
+_QUERIES, _RESULTS, _SCORES = range(3)
+
+
+Steps = tuple[tuple[int, int], ...]
+"""(first, end) of the keys of each step of a chain."""
+
+Written = dict[tuple[int, ...], tuple[int, int]]
+"""Rows of one core that compute, as (first, end), by what they depend on."""
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """Where the rows of every (batch, head) of a tensor lie.
+
+    width: elements of a row. merged: a pixel holds the rows of all heads of one position (the three-dimensional form);
+    otherwise every row is a pixel, ordered by batch, head, position. length: positions of one head.
+    """
+
+    layout: Layout
+    heads: int
+    length: int
+    width: int
+    merged: bool = False
+
+    def region(self, batch: int, heads: tuple[int, int], rows: tuple[int, int]) -> Descriptor:
+        """Rows (first, count) of heads (first, count)."""
+        if self.merged:
+            channels = heads[0] * self.width, heads[1] * self.width
+            return self.layout.region(batch * self.length + rows[0], ((rows[1], 1),), *channels)
+        first = (batch * self.heads + heads[0]) * self.length + rows[0]
+        return self.layout.region(first, ((heads[1], self.length), (rows[1], 1)), 0, self.width)
+
+
+@dataclass(frozen=True)
+class KeyRows:
+    """Keys or values: the new ones, the cache (None without one), and whether new rows are appended to it.
+
+    The cache has room for the new rows behind the old ones where it is appended to.
+    """
+
+    new: HeadRows
+    cache: HeadRows | None = None
+    append: bool = False
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """One attention layer with its tensors in place. mask: row-major, or None when none is read."""
+
+    name: str
+    shape: AttentionShape
+    queries: HeadRows
+    keys: KeyRows
+    values: KeyRows
+    results: HeadRows
+    mask: Layout | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One query tile: (first, count) of the query heads and positions, (first, end) of the keys that it streams.
+
+    append: (first, end) of the keys that this chain writes to the cache.
+    """
+
+    batch: int
+    kv_head: int
+    heads: tuple[int, int]
+    rows: tuple[int, int]
+    keys: tuple[int, int]
+    append: tuple[int, int]
+
+    @property
+    def total_rows(self) -> int:
+        """Rows of the score matrix."""
+        return self.heads[1] * self.rows[1]
+
+    def steps(self, tiling: Tiling, granule: int) -> Steps:
+        """(first, end) of the keys of each step."""
+        first, end = self.keys
+        pieces = cut(end - first, tiling.keys, granule)
+        return tuple((first + start, first + start + count) for start, count in pieces)
+
+
+# -- from the node
+
+
+def attention_shape(node: Node) -> AttentionShape:
+    """What an `Attention` node computes. Raises ModelError when its shapes contradict one another."""
+    q, k, v = (node.input(index).shape for index in (Q, K, V))
+    q_heads, kv_heads = node.int("q_num_heads", 0), node.int("kv_num_heads", 0)
+    batch, q_heads, q_len, head = _heads_first(node, "Q", q, q_heads)
+    of_keys, of_values = _heads_first(node, "K", k, kv_heads), _heads_first(node, "V", v, kv_heads)
+    past_key, past_value = node.optional_input(PAST_KEY), node.optional_input(PAST_VALUE)
+    past_len = past_key.shape[2] if past_key is not None and len(past_key.shape) == 4 else 0
+    kv_heads, new_len, v_head = of_keys[1], of_keys[2], of_values[3]
+    expected = {
+        "K": (of_keys, (batch, kv_heads, new_len, head)),
+        "V": (of_values, (batch, kv_heads, new_len, v_head)),
+        "past_key": (past_key.shape if past_key else None, (batch, kv_heads, past_len, head)),
+        "past_value": (past_value.shape if past_value else None, (batch, kv_heads, past_len, v_head)),
+    }
+    for name, (found, wanted) in expected.items():
+        if found is not None and found != wanted:
+            raise _wrong(node, f"{name} is {found} by heads, {wanted} would match the others")
+    if (past_key is None) != (past_value is None):
+        raise _wrong(node, "past_key and past_value come together or not at all")
+    if q_heads % kv_heads:
+        raise _wrong(node, f"{q_heads} query heads cannot share {kv_heads} key/value heads evenly")
+    if min(batch, q_heads, q_len, head, v_head, past_len + new_len) < 1 or new_len < 1:
+        raise _wrong(node, "a dimension is zero")
+    window = max(0, node.int("window", 0))
+    shape = AttentionShape(
+        batch,
+        q_heads,
+        kv_heads,
+        q_len,
+        past_len,
+        new_len,
+        head,
+        v_head,
+        causal=bool(node.int("is_causal", 0)) or window > 0,
+        window=window,
+        softcap=bool(node.attributes.get("softcap", 0.0)),
+    )
+    return replace(shape, mask=_mask_shape(node, shape))
+
+
+def _heads_first(node: Node, name: str, shape: tuple[int, ...], heads: int) -> tuple[int, int, int, int]:
+    """(batch, heads, length, width) of either form."""
+    if len(shape) == 4:
+        return shape[0], shape[1], shape[2], shape[3]
+    attribute = "q_num_heads" if name == "Q" else "kv_num_heads"
+    if len(shape) != 3:
+        raise _wrong(node, f"{name} has {len(shape)} dimensions, not 3 or 4")
+    if heads < 1 or shape[2] % heads:
+        raise _wrong(node, f"{name} {shape} needs {attribute} that divides {shape[2]}, found {heads}")
+    return shape[0], heads, shape[1], shape[2] // heads
+
+
+def _mask_shape(node: Node, shape: AttentionShape) -> tuple[int, ...]:
+    mask = node.optional_input(MASK)
+    if mask is None or mask.elements == 1:
+        return ()
+    padded = (1,) * (4 - len(mask.shape)) + mask.shape
+    full = (shape.batch, shape.q_heads, shape.q_len, shape.kv_len)
+    if len(padded) > 4 or any(size not in (1, whole) for size, whole in zip(padded, full, strict=True)):
+        raise _wrong(node, f"the mask {mask.shape} does not broadcast to {full}")
+    return padded
+
+
+def _wrong(node: Node, what: str) -> ModelError:
+    return ModelError(f"node {node.name} (Attention): {what}")
+
+
+def head_rows(tensor: Tensor, heads: int, layout: Layout) -> HeadRows:
+    """The rows of a tensor of either form that lies row-major."""
+    if len(tensor.shape) == 4:
+        return HeadRows(layout, tensor.shape[1], tensor.shape[2], tensor.shape[3])
+    return HeadRows(layout, heads, tensor.shape[1], tensor.shape[2] // heads, merged=True)
+
+
+def has_present(node: Node) -> bool:
+    """Whether the node has outputs that hold the cache with the new rows."""
+    return len(node.outputs) == _OUTPUTS and all(output.name for output in node.outputs[1:])
+
+
+# -- chains
+
+
+def chains(shape: AttentionShape, tiling: Tiling, append: bool) -> list[Chain]:
+    """All query tiles. New keys are written to the cache by the first tile of their group that sees them."""
+    found: list[Chain] = []
+    for batch in range(shape.batch):
+        for kv_head in range(shape.kv_heads):
+            for first_head, heads in ranges(shape.group, tiling.heads, 1, False):
+                written = shape.past_len
+                for rows in ranges(shape.q_len, tiling.rows, 1, False):
+                    keys = shape.visible(*rows)
+                    mine = (written, max(written, keys[1])) if append and first_head == 0 else (0, 0)
+                    written = mine[1]
+                    of_group = (kv_head * shape.group + first_head, heads)
+                    found.append(Chain(batch, kv_head, of_group, rows, keys, mine))
+    return found
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """A layer cut into chains with the (first, end) of the keys of every step, and every core's share of them.
+
+    systolic_cycles: array cycles of all chains.
+    """
+
+    layer: AttentionLayer
+    tiling: Tiling
+    shares: tuple[tuple[tuple[Chain, Steps], ...], ...]
+    systolic_cycles: int
+
+
+def plan_attention(layer: AttentionLayer, chip: Chip, tiling: Tiling | None = None) -> AttentionPlan:
+    """Cut the layer and give its chains to cores, the longest first. Raises MappingError when no tile fits."""
+    try:
+        sizes = tiling or choose_tiling(layer.shape, chip)
+    except MappingError as error:
+        raise MappingError(f"layer {layer.name} (Attention): {error}") from None
+    granule = max(chip.array_rows, chip.array_cols)
+    work = [(chain, chain.steps(sizes, granule)) for chain in chains(layer.shape, sizes, layer.keys.append)]
+    kinds = list(dict.fromkeys(chip.cores))
+    kind_of = [kinds.index(core) for core in chip.cores]
+    cycles = [_chain_cycles(layer.shape, work, core) for core in kinds]
+    costs = [
+        [own + TILE_OVERHEAD_CYCLES * len(steps) for own, (_, steps) in zip(of_kind, work, strict=True)]
+        for of_kind in cycles
+    ]
+    shares = balance([costs[kind] for kind in kind_of])
+    busy = sum(cycles[kind][item] for kind, share in zip(kind_of, shares, strict=True) for item in share)
+    return AttentionPlan(layer, sizes, tuple(tuple(work[item] for item in share) for share in shares), busy)
+
+
+def _chain_cycles(shape: AttentionShape, work: Sequence[tuple[Chain, Steps]], core: CoreConfig) -> list[int]:
+    """Cycles in which the array of `core` is busy with each chain."""
+    known: dict[tuple[int, int], int] = {}
+
+    def of_step(rows: int, keys: int) -> int:
+        if (rows, keys) not in known:
+            known[rows, keys] = array_cycles(shape, rows, keys, core)
+        return known[rows, keys]
+
+    return [sum(of_step(chain.total_rows, end - first) for first, end in steps) for chain, steps in work]
+
+
+def emit_attention(builder: ProgramBuilder, plan: AttentionPlan, chip: Chip) -> None:
+    """Write the layer's tiles."""
+    layer, shape, tiling = plan.layer, plan.layer.shape, plan.tiling
+    scores = sum(chain.total_rows * (chain.keys[1] - chain.keys[0]) for share in plan.shares for chain, _ in share)
+    info = LayerInfo(
+        layer.name,
+        "Attention",
+        macs=scores * (shape.head + shape.v_head),
+        systolic_cycles=plan.systolic_cycles,
+        notes=(
+            *layer.notes,
+            f"tiles of {tiling.heads} heads x {tiling.rows} queries, {tiling.keys} keys (by {tiling.columns})",
+        ),
+    )
+    builder.begin_layer(info)
+    number = 0
+    for core, share in enumerate(plan.shares):
+        written: Written = {}
+        for chain, steps in share:
+            for keys in steps:
+                builder.begin_tile(core, accumulate=keys is not steps[0], acc_key=number)
+                step = _Step(builder, plan, chip, chip.cores[core], chain, keys, written)
+                step.write(first=keys is steps[0], last=keys is steps[-1])
+                builder.end_tile()
+            number += 1
+    builder.end_layer()
+
+
+# -- instructions
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One tile: a chain's queries with the keys (first, end).
+
+    written: what the core's tiles have computed so far; the same again is repeated instead of written anew.
+    """
+
+    builder: ProgramBuilder
+    plan: AttentionPlan
+    chip: Chip
+    core: CoreConfig
+    chain: Chain
+    keys: tuple[int, int]
+    written: Written
+
+    @property
+    def layer(self) -> AttentionLayer:
+        """The layer of the chain."""
+        return self.plan.layer
+
+    def write(self, first: bool, last: bool) -> None:
+        """All instructions of the tile."""
+        chain, builder, layer = self.chain, self.builder, self.layer
+        if first:
+            builder.load(_QUERIES, layer.queries.region(chain.batch, chain.heads, chain.rows), acc=True)
+        keys = self._load(layer.keys, _OLD_KEYS)
+        mask = self._load_mask()
+        values = self._load(layer.values, _OLD_VALUES)
+        alike = (chain.total_rows, self.keys[1] - self.keys[0], *keys, first, last)
+        if alike in self.written:
+            builder.repeat(*self.written[alike])
+        else:
+            start = builder.rows_written
+            self._compute(keys, mask, values, first, last)
+            self.written[alike] = start, builder.rows_written
+        if last:
+            builder.store(_RESULTS, layer.results.region(chain.batch, chain.heads, chain.rows))
+        self._append(layer.keys, _NEW_KEYS)
+        self._append(layer.values, _NEW_VALUES)
+
+    # loads
+
+    def _load(self, source: KeyRows, entry: int) -> list[int]:
+        """Load the step's rows from the cache and from the new ones; returns the entries that hold them."""
+        past, (first, end) = self.layer.shape.past_len, self.keys
+        head, used = (self.chain.kv_head, 1), []
+        if source.cache is not None and first < past:
+            self.builder.load(entry, source.cache.region(self.chain.batch, head, (first, min(end, past) - first)))
+            used.append(entry)
+        if end > past:
+            start = max(first, past)
+            self.builder.load(entry + 1, source.new.region(self.chain.batch, head, (start - past, end - start)))
+            used.append(entry + 1)
+        return used
+
+    def _load_mask(self) -> Operand | None:
+        layout, sizes = self.layer.mask, self.layer.shape.mask
+        if layout is None:
+            return None
+        own = ((self.chain.batch, 1), self.chain.heads, self.chain.rows, (self.keys[0], self.keys[1] - self.keys[0]))
+        (batch, _), heads, rows, keys = (piece if size > 1 else (0, 1) for piece, size in zip(own, sizes, strict=True))
+        pixel = (batch * sizes[1] + heads[0]) * sizes[2] + rows[0]
+        self.builder.load(_MASK, layout.region(pixel, ((heads[1], sizes[2]), (rows[1], 1)), *keys))
+        return Operand(_MASK)
+
+    def _joined(self, entries: list[int]) -> Operand:
+        """One operand for rows that come in two transfers: an instruction without duration waits for both."""
+        operand = Operand(entries[0])
+        if len(entries) > 1:
+            self.builder.vector(dst=operand, src_a=operand, src_b=Operand(entries[1]), size1=Extent(0))
+        return operand
+
+    # computing
+
+    def _compute(
+        self, key_entries: list[int], mask: Operand | None, value_entries: list[int], first: bool, last: bool
+    ) -> None:
+        """Block by block: the scores of the next one come before the softmax of this one, which they hide."""
+        granule = max(self.chip.array_rows, self.chip.array_cols)
+        blocks = self.plan.tiling.blocks(self.keys[1] - self.keys[0], granule)
+        keys, values = self._joined(key_entries), Operand(value_entries[0])
+        self._scores(0, blocks[0], keys)
+        for index, columns in enumerate(blocks):
+            if index + 1 < len(blocks):
+                self._scores(index + 1, blocks[index + 1], keys)
+            self._softmax(index, columns, mask)
+            if index == 0:
+                values = self._joined(value_entries)
+            self._results(index, columns, values, rescale=not first or index > 0)
+        if last:
+            results = Operand(_RESULTS, acc=True)
+            cycles = final_cycles(self.layer.shape, self.chain.total_rows, self.chip.element_bytes, self.core)
+            self.builder.vector(dst=results, src_a=results, size1=Extent(cycles))
+
+    def _scores(self, index: int, columns: int, keys: Operand) -> None:
+        blocks = score_blocks(self.layer.shape, columns, self.core)
+        self._product(Operand(_SCORES + index % 2, acc=True), Operand(_QUERIES, acc=True), keys, blocks)
+
+    def _softmax(self, index: int, columns: int, mask: Operand | None) -> None:
+        rows, element = self.chain.total_rows, self.chip.element_bytes
+        cycles = softmax_cycles(self.layer.shape, rows, columns, element, self.core)
+        scores, probabilities = Operand(_SCORES + index % 2, acc=True), Operand(_PROBABILITIES + index % 2)
+        self.builder.vector(dst=probabilities, src_a=scores, src_b=mask, size1=Extent(cycles))
+
+    def _results(self, index: int, columns: int, values: Operand, rescale: bool) -> None:
+        results, probabilities = Operand(_RESULTS, acc=True), Operand(_PROBABILITIES + index % 2)
+        if rescale:
+            cycles = rescale_cycles(self.layer.shape, self.chain.total_rows, self.chip.element_bytes, self.core)
+            self.builder.vector(dst=results, src_a=results, src_b=probabilities, size1=Extent(cycles))
+        self._product(results, probabilities, values, value_blocks(self.layer.shape, columns, self.core))
+
+    def _product(self, dst: Operand, rows: Operand, weights: Operand, blocks: int) -> None:
+        groups = row_passes(self.chain.total_rows, self.core)
+        self.builder.systolic(
+            dst=dst,
+            src_a=rows,
+            src_b=weights,
+            counts=(blocks, groups.lines, groups.passes),
+            size2=groups.size,
+            preload="first",
+        )
+
+    # the cache
+
+    def _append(self, target: KeyRows, entry: int) -> None:
+        """Write those of the step's new rows that are this chain's to write."""
+        first, end = max(self.keys[0], self.chain.append[0]), min(self.keys[1], self.chain.append[1])
+        if target.cache is not None and first < end:
+            place = target.cache.region(self.chain.batch, (self.chain.kv_head, 1), (first, end - first))
+            self.builder.store(entry, place, acc=False)

@@ -7,6 +7,21 @@ from dataclasses import dataclass, field, replace
 
 from hwconfigs.errors import UserError
 from lowering.address_space import AddressSpace
+from lowering.attention import (
+    MASK,
+    PAST_KEY,
+    PAST_VALUE,
+    AttentionLayer,
+    K,
+    KeyRows,
+    Q,
+    V,
+    attention_shape,
+    emit_attention,
+    has_present,
+    head_rows,
+    plan_attention,
+)
 from lowering.chip import Chip
 from lowering.convolution import convolution_shape, pool_layer
 from lowering.emit import ProgramBuilder
@@ -42,7 +57,7 @@ from lowering.vector_layers import (
     emit_softmax,
 )
 
-ROW_MAJOR_READERS = frozenset({"MatMul", "Gemm", "Reshape", "LayerNormalization"})
+ROW_MAJOR_READERS = frozenset({"MatMul", "Gemm", "Reshape", "LayerNormalization", "Attention"})
 """Operators that want their input as ONNX writes it."""
 
 
@@ -73,7 +88,12 @@ def lower_graph(
     """
     clean = simplify(graph)
     network = _Network(
-        chip, ProgramBuilder(graph.name, chip.n_cores, chip.request_bytes), skip_unknown, mapping, graph.opset
+        chip,
+        ProgramBuilder(graph.name, chip.n_cores, chip.request_bytes),
+        skip_unknown,
+        mapping,
+        graph.opset,
+        frozenset(tensor.name for tensor in clean.inputs),
     )
     for tensor in clean.inputs:
         network.place(tensor, input_order(tensor, clean))
@@ -89,6 +109,7 @@ class _Network:
     skip_unknown: bool
     mapping: Mapping | None
     opset: int
+    inputs: frozenset[str]
     space: AddressSpace = field(default_factory=AddressSpace)
     placed: dict[str, Placed] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -152,6 +173,8 @@ class _Network:
             self._softmax(node)
         elif node.op == "LRN":
             self._lrn(node)
+        elif node.op == "Attention":
+            self._attention(node)
         else:
             self._unknown(node)
 
@@ -307,6 +330,40 @@ class _Network:
             math.prod(tensor.shape[d] for d in source.order[outermost:-1]),
         )
         emit_softmax(self.builder, layer, self.chip)
+
+    def _attention(self, node: Node) -> None:
+        if len(node.outputs) > 3:
+            raise UnsupportedError(f"node {node.name} (Attention): the output of the raw scores is not modelled")
+        shape, queries = attention_shape(node), node.input(Q)
+        (result, *_) = list(node.outputs)
+        mask = node.optional_input(MASK) if shape.mask else None
+        layer = AttentionLayer(
+            node.name,
+            shape,
+            head_rows(queries, shape.q_heads, self._row_major(queries)),
+            self._key_rows(node, (K, PAST_KEY, 1), shape.kv_heads),
+            self._key_rows(node, (V, PAST_VALUE, 2), shape.kv_heads),
+            head_rows(result, shape.q_heads, self.place(result, row_major(len(result.shape))).layout),
+            self._row_major(mask) if mask is not None else None,
+        )
+        emit_attention(self.builder, plan_attention(layer, self.chip), self.chip)
+
+    def _key_rows(self, node: Node, places: tuple[int, int, int], kv_heads: int) -> KeyRows:
+        """Keys or values of an attention; `places`: the inputs of the new and the old ones, the output of both."""
+        new, past = node.input(places[0]), node.optional_input(places[1])
+        rows = head_rows(new, kv_heads, self._row_major(new))
+        if not has_present(node):
+            return KeyRows(rows, head_rows(past, kv_heads, self._row_major(past)) if past is not None else None)
+        present = node.outputs[places[2]]
+        cache = head_rows(present, kv_heads, self.place(present, row_major(len(present.shape))).layout)
+        if past is not None and past.name not in self.inputs:
+            identity = Identity(f"{past.name} (cache)", "Concat", ("a computed cache is copied before it grows",))
+            parts = _concat_parts([self._row_major(past)], cache.layout, 2)
+            emit_copy(self.builder, CopyLayer(identity, cache.layout, parts), self.chip)
+        return KeyRows(rows, cache, append=True)
+
+    def _row_major(self, tensor: Tensor) -> Layout:
+        return self.in_order(tensor, row_major(len(tensor.shape)))
 
     def _pool(self, node: Node) -> None:
         source = node.input(0)
