@@ -3,7 +3,7 @@
 The IR operator ``Attention`` (a `lowering.ir.Node` with ``op="Attention"``) means what ONNX operator set 23 says:
 ``softmax(scale * Q K^T + mask) V`` for every head, each group of query heads sharing one key/value head.
 
-Inputs, by position; absent optional ones are None:
+Inputs, by position; absent optional ones are None. Of Q, K, V and Y each may have four or three dimensions:
 
 ====  ==========  ===========================================================================================
 0     Q           (batch, q_heads, q_len, head) or (batch, q_len, q_heads * head)
@@ -15,7 +15,7 @@ Inputs, by position; absent optional ones are None:
 5     past_value  (batch, kv_heads, past_len, v_head)
 ====  ==========  ===========================================================================================
 
-Outputs: 0 Y, of Q's form with v_head in the place of head; optional, both or neither: 1 present_key
+Outputs: 0 Y, of either form with v_head in the place of head; optional, both or neither: 1 present_key
 (batch, kv_heads, past_len + new_len, head) and 2 present_value (the same with v_head).
 
 Attributes: ``q_num_heads``, ``kv_num_heads`` (int; required where Q or K, V have three dimensions, otherwise read from
@@ -32,7 +32,7 @@ nothing is written. Decoding one token at context 4096 is q_len = new_len = 1 wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hwconfigs.schema import CoreConfig
 from lowering.attention_tiling import (
@@ -51,17 +51,10 @@ from lowering.attention_tiling import (
 from lowering.balance import balance
 from lowering.chip import Chip
 from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
-from lowering.ir import Node, Tensor
 from lowering.layout import Layout
 from lowering.mapper import TILE_OVERHEAD_CYCLES
 from lowering.mapping import MappingError, ranges
-from lowering.models import ModelError
 from lowering.program import LayerInfo
-
-Q, K, V, MASK, PAST_KEY, PAST_VALUE = range(6)
-"""Inputs of the operator."""
-
-_OUTPUTS = 3
 
 # Entries. Scratchpad: keys and values from the cache and new ones, the mask, two buffers of probabilities.
 _OLD_KEYS, _NEW_KEYS, _OLD_VALUES, _NEW_VALUES, _MASK, _PROBABILITIES = range(6)
@@ -149,89 +142,6 @@ class Chain:
         first, end = self.keys
         pieces = cut(end - first, tiling.keys, granule)
         return tuple((first + start, first + start + count) for start, count in pieces)
-
-
-# -- from the node
-
-
-def attention_shape(node: Node) -> AttentionShape:
-    """What an `Attention` node computes. Raises ModelError when its shapes contradict one another."""
-    q, k, v = (node.input(index).shape for index in (Q, K, V))
-    q_heads, kv_heads = node.int("q_num_heads", 0), node.int("kv_num_heads", 0)
-    batch, q_heads, q_len, head = _heads_first(node, "Q", q, q_heads)
-    of_keys, of_values = _heads_first(node, "K", k, kv_heads), _heads_first(node, "V", v, kv_heads)
-    past_key, past_value = node.optional_input(PAST_KEY), node.optional_input(PAST_VALUE)
-    past_len = past_key.shape[2] if past_key is not None and len(past_key.shape) == 4 else 0
-    kv_heads, new_len, v_head = of_keys[1], of_keys[2], of_values[3]
-    expected = {
-        "K": (of_keys, (batch, kv_heads, new_len, head)),
-        "V": (of_values, (batch, kv_heads, new_len, v_head)),
-        "past_key": (past_key.shape if past_key else None, (batch, kv_heads, past_len, head)),
-        "past_value": (past_value.shape if past_value else None, (batch, kv_heads, past_len, v_head)),
-    }
-    for name, (found, wanted) in expected.items():
-        if found is not None and found != wanted:
-            raise _wrong(node, f"{name} is {found} by heads, {wanted} would match the others")
-    if (past_key is None) != (past_value is None):
-        raise _wrong(node, "past_key and past_value come together or not at all")
-    if q_heads % kv_heads:
-        raise _wrong(node, f"{q_heads} query heads cannot share {kv_heads} key/value heads evenly")
-    if min(batch, q_heads, q_len, head, v_head, past_len + new_len) < 1 or new_len < 1:
-        raise _wrong(node, "a dimension is zero")
-    window = max(0, node.int("window", 0))
-    shape = AttentionShape(
-        batch,
-        q_heads,
-        kv_heads,
-        q_len,
-        past_len,
-        new_len,
-        head,
-        v_head,
-        causal=bool(node.int("is_causal", 0)) or window > 0,
-        window=window,
-        softcap=bool(node.attributes.get("softcap", 0.0)),
-    )
-    return replace(shape, mask=_mask_shape(node, shape))
-
-
-def _heads_first(node: Node, name: str, shape: tuple[int, ...], heads: int) -> tuple[int, int, int, int]:
-    """(batch, heads, length, width) of either form."""
-    if len(shape) == 4:
-        return shape[0], shape[1], shape[2], shape[3]
-    attribute = "q_num_heads" if name == "Q" else "kv_num_heads"
-    if len(shape) != 3:
-        raise _wrong(node, f"{name} has {len(shape)} dimensions, not 3 or 4")
-    if heads < 1 or shape[2] % heads:
-        raise _wrong(node, f"{name} {shape} needs {attribute} that divides {shape[2]}, found {heads}")
-    return shape[0], heads, shape[1], shape[2] // heads
-
-
-def _mask_shape(node: Node, shape: AttentionShape) -> tuple[int, ...]:
-    mask = node.optional_input(MASK)
-    if mask is None or mask.elements == 1:
-        return ()
-    padded = (1,) * (4 - len(mask.shape)) + mask.shape
-    full = (shape.batch, shape.q_heads, shape.q_len, shape.kv_len)
-    if len(padded) > 4 or any(size not in (1, whole) for size, whole in zip(padded, full, strict=True)):
-        raise _wrong(node, f"the mask {mask.shape} does not broadcast to {full}")
-    return padded
-
-
-def _wrong(node: Node, what: str) -> ModelError:
-    return ModelError(f"node {node.name} (Attention): {what}")
-
-
-def head_rows(tensor: Tensor, heads: int, layout: Layout) -> HeadRows:
-    """The rows of a tensor of either form that lies row-major."""
-    if len(tensor.shape) == 4:
-        return HeadRows(layout, tensor.shape[1], tensor.shape[2], tensor.shape[3])
-    return HeadRows(layout, heads, tensor.shape[1], tensor.shape[2] // heads, merged=True)
-
-
-def has_present(node: Node) -> bool:
-    """Whether the node has outputs that hold the cache with the new rows."""
-    return len(node.outputs) == _OUTPUTS and all(output.name for output in node.outputs[1:])
 
 
 # -- chains
