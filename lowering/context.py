@@ -36,6 +36,8 @@ class Network(Protocol):
     builder: ProgramBuilder
     space: AddressSpace
     opset: int
+    inputs: frozenset[str]
+    """Names of the graph's inputs."""
 
     def place(self, tensor: Tensor, order: Order) -> Any:
         """Reserve memory for a tensor; returns where it lies (a `PlacedTensor`)."""

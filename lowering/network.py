@@ -43,7 +43,7 @@ from lowering.vector_layers import (
     emit_softmax,
 )
 
-ROW_MAJOR_READERS = frozenset({"MatMul", "Gemm", "Reshape", "LayerNormalization"})
+ROW_MAJOR_READERS = frozenset({"MatMul", "Gemm", "Reshape", "LayerNormalization", "Attention"})
 """Operators that want their input as ONNX writes it."""
 
 IMAGE_READERS = frozenset({"Conv", "ConvTranspose", "LRN", "Resize", "Upsample", "GridSample"})
@@ -73,7 +73,12 @@ def lower_graph(
     """
     clean = simplify(canonical(graph))
     network = _Network(
-        chip, ProgramBuilder(graph.name, chip.n_cores, chip.request_bytes), skip_unknown, mapping, graph.opset
+        chip,
+        ProgramBuilder(graph.name, chip.n_cores, chip.request_bytes),
+        skip_unknown,
+        mapping,
+        graph.opset,
+        frozenset(tensor.name for tensor in clean.inputs),
     )
     for tensor in clean.inputs:
         network.place(tensor, input_order(tensor, clean))
@@ -89,6 +94,7 @@ class _Network:
     skip_unknown: bool
     mapping: Mapping | None
     opset: int
+    inputs: frozenset[str]
     space: AddressSpace = field(default_factory=AddressSpace)
     placed: dict[str, Placed] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from lowering import collectives, einsum, gather, movement, normalisation, recurrent, reduction, resampling, rotary
+from lowering import (
+    attention_node,
+    collectives,
+    einsum,
+    gather,
+    movement,
+    normalisation,
+    recurrent,
+    reduction,
+    resampling,
+    rotary,
+)
 from lowering.context import Handler
 
 HANDLERS: dict[str, Handler] = {
+    **attention_node.HANDLERS,
     **collectives.HANDLERS,
     **einsum.HANDLERS,
     **gather.HANDLERS,
