@@ -8,8 +8,10 @@ from pathlib import Path
 from hwconfigs.errors import UserError
 from hwconfigs.schema import HwConfig
 from lowering.chip import Chip
+from lowering.llm.configs import is_config
+from lowering.llm.lower import lower_config
 from lowering.mapping import Mapping, MappingError, parse_mapping
-from lowering.models import LoadedModel, ModelError, light_models, load_model
+from lowering.models import LoadedModel, ModelError, light_models, load_model, resolve
 from lowering.network import UnsupportedError, lower_graph
 from lowering.onnx_reader import read_graph
 from lowering.program import LayerInfo, Program
@@ -43,11 +45,14 @@ def lower(
     """Turn a model into the program of one chip.
 
     model: a loaded model, a path, or `onnx:NAME`. batch, dims: sizes of open dimensions (see `read_graph`).
+    A path ending in .json is a description of a language model; for its dims see `lowering.llm.lower`.
     compat: "onnxim" lowers as ONNXim does, faults included; None is the corrected default.
     skip_unknown: leave operators that are not modelled out, with a warning in the program.
     mapping: inner tile sizes for every matrix layer, or an ONNXim mapping line.
     Raises UserError subclasses: ModelError, UnsupportedError, MappingError.
     """
+    if compat is None and isinstance(model, str | Path) and is_config(model):
+        return lower_config(resolve(model), hw, batch=batch, dims=dims or {})
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     if compat == "onnxim":
         from lowering.onnxim import lower_onnxim

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 import onnx
@@ -19,11 +20,20 @@ from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass, 
 from onnxscript.optimizer import fold_constants_ir
 
 from hwconfigs.errors import nearest
+from lowering import contrib_schemas
 from lowering.ir import Attribute, Graph, Node, Tensor
 from lowering.models import LoadedModel, ModelError
 
 _FOLD_ELEMENTS = 1024
 """Constants up to this many elements take part in folding: shapes, axes, scalars. Larger ones are weights."""
+
+_INTEGERS = frozenset(
+    {
+        *(TensorProto.INT64, TensorProto.INT32, TensorProto.INT16, TensorProto.UINT64, TensorProto.UINT32),
+        *(TensorProto.UINT16, TensorProto.BOOL),
+    }
+)
+"""Element types of indices, shapes and masks. 8-bit integers are quantised activations."""
 
 _FOLD_ROUNDS = 2
 """The second round folds what the first one's shape inference made constant."""
@@ -40,6 +50,7 @@ def read_graph(model: LoadedModel, batch: int = 1, dims: Mapping[str, int] | Non
         raise ModelError(f"--batch {batch}: must be at least 1")
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
+    contrib_schemas.register()
     weights = {item.name for item in proto.graph.initializer}
     inputs = [item for item in proto.graph.input if item.name not in weights]
     _fix_dimensions(model, inputs, batch, dims or {})
@@ -170,19 +181,26 @@ def _reason(error: BaseException) -> str:
 def _build(model: LoadedModel, proto: onnx.ModelProto, weights: set[str], inputs: set[str]) -> Graph:
     graph = proto.graph
     shapes = {item.name: _shape(item) for item in (*graph.input, *graph.output, *graph.value_info)}
+    integers = {
+        item.name
+        for item in (*graph.input, *graph.output, *graph.value_info)
+        if item.type.tensor_type.elem_type in _INTEGERS
+    }
     tensors: dict[str, Tensor] = {}
     for item in graph.initializer:
         tensors[item.name] = _constant(item.name, item)
     for item in graph.input:
         if item.name not in tensors:
-            tensors[item.name] = Tensor(item.name, shapes[item.name] or (), constant=item.name in weights)
+            tensors[item.name] = Tensor(
+                item.name, shapes[item.name] or (), constant=item.name in weights, integer=item.name in integers
+            )
     nodes: list[Node] = []
     for proto_node in graph.node:
         value = next((item.t for item in proto_node.attribute if item.name == "value" and item.HasField("t")), None)
         if proto_node.op_type == "Constant" and value is not None:
             tensors[proto_node.output[0]] = _constant(proto_node.output[0], value)
             continue
-        node = _node(model, proto_node, tensors, shapes)
+        node = _node(model, proto_node, tensors, shapes, integers)
         tensors.update({output.name: output for output in node.outputs})
         if not node.outputs[0].constant:
             _check_reshape(model, node)
@@ -201,6 +219,7 @@ def _node(
     proto: onnx.NodeProto,
     tensors: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...] | None],
+    integers: AbstractSet[str],
 ) -> Node:
     name = proto.name or proto.output[0]
     missing = [item for item in proto.input if item and item not in tensors]
@@ -218,7 +237,7 @@ def _node(
                 f"model {model.path}: the shape of {output}, computed by node {name} ({proto.op_type}), "
                 "cannot be inferred before running the model"
             )
-        outputs.append(Tensor(output, shape or (), constant=constant))
+        outputs.append(Tensor(output, shape or (), constant=constant, integer=output in integers))
     attributes = {item.name: _attribute(item) for item in proto.attribute}
     return Node(
         name,
@@ -240,10 +259,11 @@ def _check_reshape(model: LoadedModel, node: Node) -> None:
 def _constant(name: str, item: TensorProto) -> Tensor:
     """A constant; its values are kept when they are few, in the file, and numbers."""
     shape = tuple(item.dims)
+    integer = item.data_type in _INTEGERS
     if math.prod(shape) > _FOLD_ELEMENTS or not _is_number(item):
-        return Tensor(name, shape, constant=True)
+        return Tensor(name, shape, constant=True, integer=integer)
     values = tuple(float(x) for x in numpy_helper.to_array(item).ravel().tolist())
-    return Tensor(name, shape, constant=True, values=values)
+    return Tensor(name, shape, constant=True, values=values, integer=integer)
 
 
 def _shape(item: ValueInfoProto) -> tuple[int, ...] | None:
@@ -275,4 +295,6 @@ def _attribute(item: onnx.AttributeProto) -> Attribute | None:
             return tuple(items)
         if all(isinstance(x, int | float) for x in items):
             return tuple(float(x) for x in items)
+        if all(isinstance(x, bytes) for x in items):
+            return tuple(x.decode(errors="replace") for x in items)
     return None

@@ -138,6 +138,21 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """Layers first..end-1 of a program, which stand for `times` more of themselves that it does not contain.
+
+    They are one unit of a network (a decoder layer), called `prefix` in their names followed by `number` and a dot;
+    the units left out follow it, with the next numbers.
+    """
+
+    prefix: str
+    number: int
+    first: int
+    end: int
+    times: int
+
+
+@dataclass(frozen=True)
 class Program:
     """One workload lowered for one chip.
 
@@ -145,6 +160,7 @@ class Program:
     schedule: int32[n_layers, n_cores, 2], tile ranges [first, end); layers run one after the other in this order.
     pattern: int32[n_pattern], block offsets used by rows with PATTERN_START >= 0.
     spad_entries, acc_entries: entries per tile and half that the program needs (max over tiles).
+    repeat: what results are extrapolated over; None: the program is the whole workload.
     """
 
     name: str
@@ -157,6 +173,7 @@ class Program:
     acc_entries: int
     request_bytes: int = 32
     warnings: tuple[str, ...] = field(default=())
+    repeat: Repeat | None = None
 
     @property
     def n_cores(self) -> int:
