@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 
 from hwconfigs.errors import UserError
 
@@ -64,6 +64,7 @@ class Mapping:
 
     exact: cut exactly these sizes and leave the remainder to the last tile (as a mapping file means it);
     otherwise the tiles of a dimension differ by at most one granule.
+    origin: file and line that it was read from, for errors; empty when it was chosen.
     """
 
     N: int = 1
@@ -74,9 +75,10 @@ class Mapping:
     P: int = 1
     Q: int = 1
     exact: bool = False
+    origin: str = field(default="", compare=False)
 
 
-LETTERS = tuple(item.name for item in fields(Mapping) if item.name != "exact")
+LETTERS = ("N", "C", "M", "S", "R", "P", "Q")
 _TOKEN = re.compile(r"([A-Z])(\d+)[XY]?")
 
 
