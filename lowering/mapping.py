@@ -97,7 +97,7 @@ def parse_mapping(line: str) -> Mapping:
         if match is None or match.group(1) not in LETTERS or int(match.group(2)) < 1:
             raise MappingError(f"mapping {line.strip()!r}: {token!r} is no size; valid letters: {' '.join(LETTERS)}")
         sizes[match.group(1)] = int(match.group(2))
-    mapping = Mapping(**sizes, exact=True)
+    mapping = replace(Mapping(exact=True), **sizes)
     if "P" not in sizes and "Q" not in sizes:
         return replace(mapping, N=1, Q=mapping.N)
     return mapping

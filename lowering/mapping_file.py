@@ -102,9 +102,9 @@ def parse_entry(line: str, origin: str = "") -> MappingEntry:
         product = {letter: size * inner.get(letter, 1) for letter, size in product.items()}
     head = tags[0]
     entry = MappingEntry(
-        Mapping(**total),
-        Mapping(**outer),
-        Mapping(**product, exact=kinds == {None}, origin=origin),
+        replace(Mapping(), **total),
+        replace(Mapping(), **outer),
+        replace(Mapping(exact=kinds == {None}, origin=origin), **product),
         outer_order=tuple(outer),
         layer=unquote(head.group(2)) if head and head.group(2) else None,
         cores=_cores(head.group(3), line, where) if head and head.group(3) is not None else None,
@@ -127,7 +127,8 @@ def format_entry(entry: MappingEntry) -> str:
 
 def counts(total: Mapping, inner: Mapping) -> Mapping:
     """Tiles along each dimension: the `[O]` section that belongs to these totals and inner sizes."""
-    return Mapping(**{letter: -(-getattr(total, letter) // getattr(inner, letter)) for letter in LETTERS})
+    sizes = {letter: -(-getattr(total, letter) // getattr(inner, letter)) for letter in LETTERS}
+    return replace(Mapping(), **sizes)
 
 
 def _words(sizes: Mapping, first: Sequence[str] = ()) -> str:
