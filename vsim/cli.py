@@ -82,11 +82,18 @@ def run(
         int | None, typer.Option("--max-cycles", min=1, help="Stop after so many core cycles.")
     ] = None,
     no_idle_skip: Annotated[bool, typer.Option("--no-idle-skip", help="Step every cycle, also idle ones.")] = False,
+    roofline: Annotated[
+        Path | None, typer.Option("--roofline", metavar="FILE", help="Draw the roofline: .png, .pdf or .svg.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Simulate one model on one chip."""
     hardware, sizes = _hardware(hw, overrides), _parse_dims(dims)
     hardware.check_modelled()
+    if roofline is not None:
+        from figures.roofline import check_suffix
+
+        check_suffix(roofline)
     from lowering import lower
 
     program = lower(model, hardware, batch=batch, dims=sizes, compat=compat and compat.value, skip_unknown=skip_unknown)
@@ -107,6 +114,10 @@ def run(
         _print_json(content)
     else:
         cli_tables.print_run(content)
+    if roofline is not None:
+        from figures.roofline import save_roofline
+
+        save_roofline(content, roofline)
     if content["status"] != "ok":
         raise typer.Exit(EXIT_FAILED)
 
