@@ -9,9 +9,11 @@ from hwconfigs.errors import UserError
 from hwconfigs.schema import HwConfig
 from lowering.chip import Chip
 from lowering.mapping import Mapping, MappingError, parse_mapping
+from lowering.mapping_table import MappingTable
 from lowering.models import LoadedModel, ModelError, light_models, load_model
 from lowering.network import UnsupportedError, lower_graph
 from lowering.onnx_reader import read_graph
+from lowering.parts import Forced, MappingChooser
 from lowering.program import LayerInfo, Program
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "LoadedModel",
     "Mapping",
     "MappingError",
+    "MappingTable",
     "ModelError",
     "Program",
     "UnsupportedError",
@@ -38,14 +41,14 @@ def lower(
     dims: MappingOf[str, int] | None = None,
     compat: str | None = None,
     skip_unknown: bool = False,
-    mapping: Mapping | str | None = None,
+    mapping: Mapping | MappingChooser | str | None = None,
 ) -> Program:
     """Turn a model into the program of one chip.
 
     model: a loaded model, a path, or `onnx:NAME`. batch, dims: sizes of open dimensions (see `read_graph`).
     compat: "onnxim" lowers as ONNXim does, faults included; None is the corrected default.
     skip_unknown: leave operators that are not modelled out, with a warning in the program.
-    mapping: inner tile sizes for every matrix layer, or an ONNXim mapping line.
+    mapping: inner tile sizes for every matrix layer, an ONNXim mapping line, or a `MappingTable`. Default mode only.
     Raises UserError subclasses: ModelError, UnsupportedError, MappingError.
     """
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
@@ -56,5 +59,6 @@ def lower(
     if compat is not None:
         raise UserError(f"--compat {compat}: unknown mode; valid: onnxim")
     forced = parse_mapping(mapping) if isinstance(mapping, str) else mapping
+    chooser = Forced(forced) if isinstance(forced, Mapping) else forced
     graph = read_graph(loaded, batch, dims)
-    return lower_graph(graph, Chip.of(hw), skip_unknown=skip_unknown, mapping=forced)
+    return lower_graph(graph, Chip.of(hw), skip_unknown=skip_unknown, mapping=chooser)

@@ -9,7 +9,8 @@ multiply. An X or Y behind a number marks a spatial loop and has no effect. ONNX
 says there what ONNXim has no words for, in forms that ONNXim still reads:
 
 * ``[T:conv1]`` the line is for the layer of that name only (``%XX`` for spaces and hyphens);
-* ``[T@0,1]``, ``[T:conv1@2]`` the line is for these cores only;
+* ``[T:conv1@0,1]`` the line is for these cores only, and ``[T]`` the part of the layer that they compute: the lines of
+  a layer equal it in all sizes but one, in which they add up to it, in the order of the lines;
 * ``[I:even]`` the tiles of a dimension are as equal as possible, and layers are treated as vsim does on its own: 1x1
   convolutions are products over all pixels, small groups and kernel positions share array passes. Plain ``[I]`` cuts
   exactly these sizes, leaves the remainder to the last tile and takes one kernel position and group at a time, as
@@ -59,7 +60,7 @@ class MappingEntry:
 def read_mapping_file(path: Path | str) -> tuple[MappingEntry, ...]:
     """The lines of a mapping file, in order. Where lines are for the same layer, ONNXim takes the last one.
 
-    Raises MappingError that names file and line: unreadable, no mapping line, or tiles that do not cover the layer.
+    Raises MappingError that names file and line of what cannot be read. `check_cover` is left to who uses a line.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -84,7 +85,7 @@ def write_mapping_file(path: Path | str, entries: Iterable[MappingEntry]) -> Non
 
 
 def parse_entry(line: str, origin: str = "") -> MappingEntry:
-    """Read one line. Raises MappingError, with `origin` in front, for what is no mapping line or does not cover."""
+    """Read one line. Raises MappingError, with `origin` in front, for what is no mapping line."""
     where = f"{origin}: " if origin else ""
     sections = [section.split() for section in line.split("-")]
     tags = [_TAG.fullmatch(section[0]) if section else None for section in sections]
@@ -101,7 +102,9 @@ def parse_entry(line: str, origin: str = "") -> MappingEntry:
     for inner in inners:
         product = {letter: size * inner.get(letter, 1) for letter, size in product.items()}
     head = tags[0]
-    entry = MappingEntry(
+    if head and head.group(3) is not None and not head.group(2):
+        raise MappingError(f"{where}mapping {line.strip()!r}: a line for single cores names its layer, [T:LAYER@CORES]")
+    return MappingEntry(
         replace(Mapping(), **total),
         replace(Mapping(), **outer),
         replace(Mapping(exact=kinds == {None}, origin=origin), **product),
@@ -110,8 +113,6 @@ def parse_entry(line: str, origin: str = "") -> MappingEntry:
         cores=_cores(head.group(3), line, where) if head and head.group(3) is not None else None,
         origin=origin,
     )
-    _check_cover(entry, where)
-    return entry
 
 
 def format_entry(entry: MappingEntry) -> str:
@@ -160,8 +161,9 @@ def _cores(text: str, line: str, where: str) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers)
 
 
-def _check_cover(entry: MappingEntry, where: str) -> None:
-    """Outer counts times inner sizes must cover the layer, and no tile may lie beyond it."""
+def check_cover(entry: MappingEntry) -> None:
+    """Raise MappingError unless outer counts times inner sizes cover the layer and no tile lies beyond it."""
+    where = f"{entry.origin}: " if entry.origin else ""
     needed = counts(entry.total, entry.inner)
     for letter in LETTERS:
         total, outer, inner = (getattr(part, letter) for part in (entry.total, entry.outer, entry.inner))

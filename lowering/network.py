@@ -13,7 +13,7 @@ from lowering.emit import ProgramBuilder
 from lowering.fusion import Group, Step, fuse
 from lowering.ir import Graph, Node, Tensor
 from lowering.layout import Layout, Order, channels_last, row_major, same_order
-from lowering.mapping import Mapping, MatmulShape
+from lowering.mapping import MatmulShape
 from lowering.matmul import BatchedOperands, MatmulLayer, emit_matmul, plan_matmul
 from lowering.operators import (
     AFFINE_COST,
@@ -26,6 +26,7 @@ from lowering.operators import (
     add_costs,
     lrn_cost,
 )
+from lowering.parts import Heuristic, MappingChooser
 from lowering.program import Program
 from lowering.simplify import consumers, simplify
 from lowering.vector_layers import (
@@ -63,17 +64,21 @@ def lower_graph(
     chip: Chip,
     *,
     skip_unknown: bool = False,
-    mapping: Mapping | None = None,
+    mapping: MappingChooser | None = None,
 ) -> Program:
     """Lower a graph in default mode.
 
-    mapping: tiling of every matrix layer of the network; for graphs of one layer.
+    mapping: where the tiles of matrix layers come from; None: the cheapest by closed-form price.
     Raises UnsupportedError for an operator that is not modelled (unless skip_unknown), MappingError for a tile that
     cannot fit.
     """
     clean = simplify(graph)
     network = _Network(
-        chip, ProgramBuilder(graph.name, chip.n_cores, chip.request_bytes), skip_unknown, mapping, graph.opset
+        chip,
+        ProgramBuilder(graph.name, chip.n_cores, chip.request_bytes),
+        skip_unknown,
+        mapping or Heuristic(),
+        graph.opset,
     )
     for tensor in clean.inputs:
         network.place(tensor, input_order(tensor, clean))
@@ -87,7 +92,7 @@ class _Network:
     chip: Chip
     builder: ProgramBuilder
     skip_unknown: bool
-    mapping: Mapping | None
+    mapping: MappingChooser
     opset: int
     space: AddressSpace = field(default_factory=AddressSpace)
     placed: dict[str, Placed] = field(default_factory=dict)
@@ -177,8 +182,8 @@ class _Network:
         node = group.head
         source = node.input(0)
         order = channels_last(len(source.shape))
-        forced = self.mapping is not None
-        shape = convolution_shape(node, self.chip, pack=not forced, flatten=not forced)
+        exact = self.mapping.is_exact(node.name, convolution_shape(node, self.chip, pack=False, flatten=False))
+        shape = convolution_shape(node, self.chip, pack=not exact, flatten=not exact)
         return self._finish(group, shape, self.in_order(source, order), order, len(node.inputs) > 2)
 
     def _gemm(self, group: Group) -> MatmulLayer:
