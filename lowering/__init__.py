@@ -52,6 +52,8 @@ def lower(
     Raises UserError subclasses: ModelError, UnsupportedError, MappingError.
     """
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    if compat is not None and mapping is not None:
+        raise UserError(f"--compat {compat} maps layers as the original does; --mapping is for the default mode")
     if compat == "onnxim":
         from lowering.onnxim import lower_onnxim
 

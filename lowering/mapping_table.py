@@ -124,13 +124,13 @@ def _is_product(shape: MatmulShape) -> bool:
     return kernel and shape.images == shape.in_rows == shape.out_rows == 1
 
 
-def lines_of(layer: str, shape: MatmulShape, parts: Sequence[Part]) -> tuple[str, ...]:
-    """The lines of a mapping file that describe the parts of a layer."""
+def lines_of(layer: str, shape: MatmulShape, parts: Sequence[Part], n_cores: int) -> tuple[str, ...]:
+    """The lines of a mapping file that describe the parts of a layer on a chip of `n_cores`."""
     lines = []
     for part in parts:
         total = file_totals(part_shape(shape, part.axis, part.length))
         inner = file_sizes(part.mapping, shape)
-        cores = part.cores if len(parts) > 1 else None
+        cores = part.cores if len(part.cores) < n_cores else None
         lines.append(format_entry(MappingEntry(total, counts(total, inner), inner, layer=layer, cores=cores)))
     return tuple(lines)
 

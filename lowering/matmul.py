@@ -239,7 +239,7 @@ def emit_matmul(builder: ProgramBuilder, plan: Plan, chip: Chip, space: AddressS
             macs=layer.shape.macs,
             systolic_cycles=systolic,
             notes=layer.notes,
-            mapping=lines_of(layer.name, layer.shape, plan.parts),
+            mapping=lines_of(layer.name, layer.shape, plan.parts, chip.n_cores),
         )
     )
     writer = _Writer(builder, plan, chip, _Weights(plan, chip, space))

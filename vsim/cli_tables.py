@@ -89,6 +89,24 @@ def _outcome(result: Mapping[str, Any]) -> str:
     return took if result["status"] == "ok" else f"stopped with status {result['status']} after {took}"
 
 
+def print_mapping(content: Mapping[str, Any]) -> None:
+    """Print the tile sizes of every layer (see `vsim map --json`), and what a search has gained."""
+    rows = []
+    for layer in content["layers"]:
+        cycles = layer.get("cycles")
+        gains = {"default_cycles": cycles[0], "cycles": cycles[layer["chosen"]]} if cycles else {}
+        for line in layer["lines"]:
+            whole, tiles, tile = (section.partition("] ")[2].strip() for section in line.split(" - "))
+            rows.append(
+                {"layer": layer["name"], "op": layer["op"], "whole": whole, "tiles": tiles, "tile": tile, **gains}
+            )
+    console = stdout()
+    console.print(_table("Tiles: N images or rows, C input and M output channels, S x R kernel, P x Q output", rows))
+    if "cycles" in content:
+        before, after = content["default_cycles"], content["cycles"]
+        console.print(f"{content['model']} on {content['hw']}: {before:,} cycles by default, {after:,} as chosen")
+
+
 def print_presets(presets: Sequence[HwConfig]) -> None:
     """Print one line a preset."""
     rows = [
