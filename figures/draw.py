@@ -6,14 +6,15 @@ from pathlib import Path
 
 from figures.data import FigureError, load_layers, load_sweep
 from figures.layers_figure import draw_layers
+from figures.roofline import draw_roofline
 from figures.style import paper_style, save
 from figures.sweep_figure import assign_roles, draw_sweep
 
 
 def draw_figures(folder: Path, out: Path, *, point: int | None = None) -> tuple[list[Path], list[str]]:
-    """Draw ``sweep`` and ``layers`` as PDF and PNG into `out`; return the files and remarks on what is not shown.
+    """Draw ``sweep``, ``layers`` and ``roofline`` as PDF and PNG into `out`; return files and what is not shown.
 
-    point: which point the layer figure is of; by default the first that finished well.
+    point: which point the layer figures are of; by default the first that finished well.
     Raises `UserError` when `folder` holds no finished results or not that point.
     """
     data = load_sweep(folder)
@@ -32,12 +33,19 @@ def draw_figures(folder: Path, out: Path, *, point: int | None = None) -> tuple[
         if axis and len(values) < len(axis.values):
             remarks.append(f"{axis.key}: {len(values)} of its {len(axis.values)} values are shown")
     remarks += [f"{key}: only {value} is shown" for key, value in roles.held.items()]
+    row = next(row for row in data.rows if row["point"] == shown)
+    roofs = {name: row[f"roofs_{name}"] for name in ("macs", "dram_bytes", "noc_bytes") if f"roofs_{name}" in row}
+    has_roofline = len(roofs) == 3 and any(layer["macs"] for layer in layers)
+    if not has_roofline:
+        remarks.append(f"roofline: point {shown} has no layer with products, or was simulated by an older vsim")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with paper_style():
             files = [*save(draw_sweep(data), out / "sweep")]
             if layers:
                 files += save(draw_layers(layers), out / "layers")
+            if has_roofline:
+                files += save(draw_roofline(layers, roofs, row["cycles"] / row["time_us"]), out / "roofline")
     except OSError as error:
         raise FigureError(f"{out}: cannot write the figures there: {error.strerror}") from error
     return files, remarks

@@ -11,9 +11,11 @@ from lowering.chip import Chip
 from lowering.llm.configs import is_config
 from lowering.llm.lower import lower_config
 from lowering.mapping import Mapping, MappingError, parse_mapping
+from lowering.mapping_table import MappingTable
 from lowering.models import LoadedModel, ModelError, light_models, load_model, resolve
 from lowering.network import UnsupportedError, lower_graph
 from lowering.onnx_reader import read_graph
+from lowering.parts import Forced, MappingChooser
 from lowering.program import LayerInfo, Program
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "LoadedModel",
     "Mapping",
     "MappingError",
+    "MappingTable",
     "ModelError",
     "Program",
     "UnsupportedError",
@@ -40,7 +43,7 @@ def lower(
     dims: MappingOf[str, int] | None = None,
     compat: str | None = None,
     skip_unknown: bool = False,
-    mapping: Mapping | str | None = None,
+    mapping: Mapping | MappingChooser | str | None = None,
 ) -> Program:
     """Turn a model into the program of one chip.
 
@@ -48,12 +51,14 @@ def lower(
     A path ending in .json is a description of a language model; for its dims see `lowering.llm.lower`.
     compat: "onnxim" lowers as ONNXim does, faults included; None is the corrected default.
     skip_unknown: leave operators that are not modelled out, with a warning in the program.
-    mapping: inner tile sizes for every matrix layer, or an ONNXim mapping line.
+    mapping: inner tile sizes for every matrix layer, an ONNXim mapping line, or a `MappingTable`. Default mode only.
     Raises UserError subclasses: ModelError, UnsupportedError, MappingError.
     """
     if compat is None and isinstance(model, str | Path) and is_config(model):
         return lower_config(resolve(model), hw, batch=batch, dims=dims or {})
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    if compat is not None and mapping is not None:
+        raise UserError(f"--compat {compat} maps layers as the original does; --mapping is for the default mode")
     if compat == "onnxim":
         from lowering.onnxim import lower_onnxim
 
@@ -61,5 +66,6 @@ def lower(
     if compat is not None:
         raise UserError(f"--compat {compat}: unknown mode; valid: onnxim")
     forced = parse_mapping(mapping) if isinstance(mapping, str) else mapping
+    chooser = Forced(forced) if isinstance(forced, Mapping) else forced
     graph = read_graph(loaded, batch, dims)
-    return lower_graph(graph, Chip.of(hw), skip_unknown=skip_unknown, mapping=forced)
+    return lower_graph(graph, Chip.of(hw), skip_unknown=skip_unknown, mapping=chooser)

@@ -48,10 +48,11 @@ IDLE_CORE_FACTOR = 4
 class Budget:
     """What a tile may use.
 
-    array_rows, array_cols: of the smallest core. spad_bytes, acc_bytes: half of each memory (double buffering).
-    in_pitch_bytes: bytes of a whole input pixel. aligned_channels: channels that fill whole requests.
-    residual_bytes: scratchpad bytes for each output element (fused residual operands). drains: the array empties
-    between tiles.
+    n_cores: cores that share the layer, all alike. array_rows, array_cols: of each. spad_bytes, acc_bytes: half of
+    each memory (double buffering). in_pitch_bytes: bytes of a whole input pixel. aligned_channels: channels that fill
+    whole requests. residual_bytes: scratchpad bytes for each output element (fused residual operands). drains: the
+    array empties between tiles. chip_share: these cores' part of the chip's nominal memory bandwidth.
+    bytes_per_cycle: the bandwidth itself, where it is known; 0: the nominal one.
     """
 
     n_cores: int
@@ -64,6 +65,8 @@ class Budget:
     in_pitch_bytes: int
     residual_bytes: int = 0
     drains: bool = False
+    chip_share: float = 1.0
+    bytes_per_cycle: float = 0.0
 
     @property
     def aligned_channels(self) -> int:
@@ -71,13 +74,13 @@ class Budget:
         return max(1, self.request_bytes // self.element_bytes)
 
     @property
-    def nominal_bytes_per_cycle(self) -> int:
-        """Memory bandwidth that the search assumes for the whole chip: four bytes for each array row.
+    def memory_bytes_per_cycle(self) -> float:
+        """Memory bandwidth that the search assumes. Nominally four bytes for each array row of the whole chip.
 
         512 B/cycle for a 128x128 array, 32 for an 8x8 one: about what the presets' DRAM delivers. It is fixed,
         not taken from the DRAM description, so that tilings do not move under a DRAM sweep.
         """
-        return 4 * self.array_rows
+        return self.bytes_per_cycle or 4 * self.array_rows * self.chip_share
 
 
 _PARTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
@@ -110,10 +113,24 @@ def granules(shape: MatmulShape, budget: Budget) -> Mapping:
     return Mapping(M=out, C=step_in, Q=rows if long_row else 1)
 
 
-@lru_cache(maxsize=4096)
 def choose_mapping(shape: MatmulShape, budget: Budget) -> Mapping:
-    """The cheapest tiling that fits, by the closed-form price of `_price`.
+    """The cheapest tiling that fits. Raises MappingError as `rank_mappings` does."""
+    return rank_mappings(shape, budget, 1)[0].mapping
 
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tiling and its closed-form price in cycles."""
+
+    mapping: Mapping
+    price_cycles: float
+
+
+@lru_cache(maxsize=4096)
+def rank_mappings(shape: MatmulShape, budget: Budget, count: int) -> tuple[Candidate, ...]:
+    """The `count` cheapest tilings that fit, by the closed-form price of `_price`; fewer when there are not so many.
+
+    All candidates are priced at once. Those that cut a layer into the same numbers of tiles are one.
     Raises MappingError with the bytes that the smallest tile needs when nothing fits.
     """
     step = granules(shape, budget)
@@ -132,9 +149,16 @@ def choose_mapping(shape: MatmulShape, budget: Budget) -> Mapping:
     fits = (spad <= budget.spad_bytes) & (acc <= budget.acc_bytes)
     if not fits.any():
         raise MappingError(_too_large(spad, acc, budget))
-    best = int(np.argmin(np.where(fits, price, np.inf)))
-    sizes = {name: int(values[best]) for name, values in flat.items()}
-    return replace(Mapping(), **sizes)
+    price = np.where(fits, price, np.inf)
+    order = [int(np.argmin(price))] if count == 1 else np.argsort(price, kind="stable").tolist()
+    found: dict[tuple[int, ...], Candidate] = {}
+    for index in order[: int(fits.sum())]:
+        sizes = {name: int(values[index]) for name, values in flat.items()}
+        tiles = tuple(-(-int(values[0]) // sizes[name]) for name, values in axes.items())
+        found.setdefault(tiles, Candidate(replace(Mapping(), **sizes), float(price[index])))
+        if len(found) == count:
+            break
+    return tuple(found.values())
 
 
 def _too_large(spad: IntArray, acc: IntArray, budget: Budget) -> str:
@@ -157,9 +181,9 @@ def _price(shape: MatmulShape, budget: Budget, inner: dict[str, IntArray]) -> tu
     chains, steps = _counts(shape, inner)
     compute = -(-chains // budget.n_cores) * steps * _tile_cycles(shape, budget, inner)
     stored = outputs * budget.element_bytes
-    transfer = chains * (steps * loaded + outputs * budget.residual_bytes + stored) / budget.nominal_bytes_per_cycle
+    transfer = chains * (steps * loaded + outputs * budget.residual_bytes + stored) / budget.memory_bytes_per_cycle
     # Nothing overlaps the first tile's loads and the last tile's stores.
-    exposed = np.minimum(chains, budget.n_cores) * (spad + stored) / budget.nominal_bytes_per_cycle
+    exposed = np.minimum(chains, budget.n_cores) * (spad + stored) / budget.memory_bytes_per_cycle
     # Unequal shares cost even where memory is the bound: half of the imbalance counts.
     imbalance = 0.5 + 0.5 * (-(-chains // budget.n_cores) * budget.n_cores / chains)
     idle = np.where(chains < budget.n_cores, IDLE_CORE_FACTOR, imbalance)

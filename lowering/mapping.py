@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 
 from hwconfigs.errors import UserError
 
@@ -64,6 +64,7 @@ class Mapping:
 
     exact: cut exactly these sizes and leave the remainder to the last tile (as a mapping file means it);
     otherwise the tiles of a dimension differ by at most one granule.
+    origin: file and line that it was read from, for errors; empty when it was chosen.
     """
 
     N: int = 1
@@ -74,9 +75,10 @@ class Mapping:
     P: int = 1
     Q: int = 1
     exact: bool = False
+    origin: str = field(default="", compare=False)
 
 
-LETTERS = tuple(item.name for item in fields(Mapping) if item.name != "exact")
+LETTERS = ("N", "C", "M", "S", "R", "P", "Q")
 _TOKEN = re.compile(r"([A-Z])(\d+)[XY]?")
 
 
@@ -95,7 +97,7 @@ def parse_mapping(line: str) -> Mapping:
         if match is None or match.group(1) not in LETTERS or int(match.group(2)) < 1:
             raise MappingError(f"mapping {line.strip()!r}: {token!r} is no size; valid letters: {' '.join(LETTERS)}")
         sizes[match.group(1)] = int(match.group(2))
-    mapping = Mapping(**sizes, exact=True)
+    mapping = replace(Mapping(exact=True), **sizes)
     if "P" not in sizes and "Q" not in sizes:
         return replace(mapping, N=1, Q=mapping.N)
     return mapping

@@ -20,7 +20,7 @@ from lowering.balance import balance
 from lowering.chip import Chip
 from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
 from lowering.layout import Layout
-from lowering.mapper import Budget, choose_mapping, granules
+from lowering.mapper import Budget, granules
 from lowering.mapping import (
     ACCUMULATOR_BYTES,
     Mapping,
@@ -30,7 +30,9 @@ from lowering.mapping import (
     kernel_positions,
     ranges,
 )
+from lowering.mapping_table import lines_of
 from lowering.operators import Cost, latency
+from lowering.parts import CoreKind, Forced, Heuristic, MappingChooser, Part
 from lowering.program import LayerInfo
 
 MAX_WEIGHT_ENTRIES = 480
@@ -142,42 +144,86 @@ class WeightBlocks:
 
 @dataclass(frozen=True)
 class Plan:
-    """A layer cut into chains: which core runs which, and the reduction steps that all of them take."""
+    """A layer cut into chains: which core runs which.
+
+    parts: what each kind of core computes; steps: the reduction steps that all chains of each part take.
+    """
 
     layer: MatmulLayer
-    mapping: Mapping
-    steps: tuple[ReductionStep, ...]
+    parts: tuple[Part, ...]
+    steps: tuple[tuple[ReductionStep, ...], ...]
     cores: tuple[tuple[OutputTile, ...], ...]
 
+    def part_of(self, core: int) -> tuple[Mapping, tuple[ReductionStep, ...]]:
+        """Tile sizes and reduction steps of a core that has work."""
+        index = next(index for index, part in enumerate(self.parts) if core in part.cores)
+        return self.parts[index].mapping, self.steps[index]
 
-def plan_matmul(layer: MatmulLayer, chip: Chip, mapping: Mapping | None = None) -> Plan:
+
+def plan_matmul(layer: MatmulLayer, chip: Chip, mapping: Mapping | MappingChooser | None = None) -> Plan:
     """Cut the layer into tiles and give them to cores. Raises MappingError when no tile fits."""
-    shape = layer.shape
-    budget = Budget(
-        n_cores=chip.n_cores,
-        array_rows=chip.array_rows,
-        array_cols=chip.array_cols,
-        spad_bytes=chip.spad_bytes,
-        acc_bytes=chip.acc_bytes,
-        element_bytes=chip.element_bytes,
-        request_bytes=chip.request_bytes,
-        in_pitch_bytes=layer.x.pitch_bytes,
-        residual_bytes=len(layer.residuals) * chip.element_bytes,
-        drains=any(core.drains_between_tiles for core in chip.cores),
-    )
+    chooser = Forced(mapping) if isinstance(mapping, Mapping) else mapping or Heuristic()
+    kinds = _core_kinds(layer, chip)
     try:
-        inner = mapping or choose_mapping(shape, budget)
+        parts = chooser.parts(layer.name, layer.shape, kinds)
     except MappingError as error:
         raise MappingError(f"layer {layer.name} ({layer.op}): {error}") from None
-    step = granules(shape, budget)
-    exact = inner.exact
+    cores: list[tuple[OutputTile, ...]] = [()] * chip.n_cores
+    steps = []
+    for part in parts:
+        budget = next(kind.budget for kind in kinds if part.cores[0] in kind.cores)
+        tiles, part_steps = _cut(layer.shape, part, granules(layer.shape, budget))
+        mine = [chip.cores[core] for core in part.cores]
+        costs = {
+            core: [_chain_cycles(layer.shape, tile, part_steps, core, part.mapping) for tile in tiles]
+            for core in dict.fromkeys(mine)
+        }
+        for core, share in zip(part.cores, balance([costs[core] for core in mine]), strict=True):
+            cores[core] = tuple(tiles[item] for item in share)
+        steps.append(part_steps)
+    return Plan(layer, parts, tuple(steps), tuple(cores))
+
+
+def _core_kinds(layer: MatmulLayer, chip: Chip) -> tuple[CoreKind, ...]:
+    """The cores by what tile sizes depend on: array, memories, and whether the array drains."""
+    members: dict[tuple[int, int, int, int, bool], list[int]] = {}
+    for index, core in enumerate(chip.cores):
+        key = (core.rows, core.cols, core.spad_kib, core.acc_kib, core.drains_between_tiles)
+        members.setdefault(key, []).append(index)
+    return tuple(
+        CoreKind(
+            tuple(indices),
+            Budget(
+                n_cores=len(indices),
+                array_rows=rows,
+                array_cols=cols,
+                spad_bytes=spad_kib * 1024 // 2,
+                acc_bytes=acc_kib * 1024 // 2,
+                element_bytes=chip.element_bytes,
+                request_bytes=chip.request_bytes,
+                in_pitch_bytes=layer.x.pitch_bytes,
+                residual_bytes=len(layer.residuals) * chip.element_bytes,
+                drains=drains,
+            ),
+        )
+        for (rows, cols, spad_kib, acc_kib, drains), indices in members.items()
+    )
+
+
+def _cut(shape: MatmulShape, part: Part, step: Mapping) -> tuple[list[OutputTile], tuple[ReductionStep, ...]]:
+    """Output tiles and reduction steps of a part; `step`: the granules of its cores."""
+    inner, exact = part.mapping, part.mapping.exact
+
+    def cut(span: tuple[int, int], size: int, granule: int) -> list[tuple[int, int]]:
+        return [(span[0] + start, length) for start, length in ranges(span[1], size, granule, exact)]
+
     tiles = [
         OutputTile(group, images, rows, cols, channels)
-        for images in ranges(shape.images, inner.N, 1, exact)
+        for images in cut(part.span("N", shape.images), inner.N, 1)
         for group in range(shape.groups // shape.tile_groups)
-        for rows in ranges(shape.out_rows, inner.P, step.P, exact)
-        for cols in ranges(shape.out_cols, inner.Q, step.Q, exact)
-        for channels in ranges(shape.tile_out_channels, inner.M, step.M, exact)
+        for rows in cut(part.span("P", shape.out_rows), inner.P, step.P)
+        for cols in cut(part.span("Q", shape.out_cols), inner.Q, step.Q)
+        for channels in cut(part.span("M", shape.tile_out_channels), inner.M, step.M)
     ]
     steps = tuple(
         ReductionStep(kernel_rows, kernel_cols, channels)
@@ -185,22 +231,26 @@ def plan_matmul(layer: MatmulLayer, chip: Chip, mapping: Mapping | None = None) 
         for kernel_rows in ranges(shape.kernel_rows, inner.S, 1, exact)
         for kernel_cols in ranges(shape.kernel_cols, inner.R, 1, exact)
     )
-    costs = [[_chain_cycles(shape, tile, steps, core, inner) for tile in tiles] for core in dict.fromkeys(chip.cores)]
-    by_core = dict(zip(dict.fromkeys(chip.cores), costs, strict=True))
-    shares = balance([by_core[core] for core in chip.cores])
-    return Plan(layer, inner, steps, tuple(tuple(tiles[item] for item in share) for share in shares))
+    return tiles, steps
 
 
 def emit_matmul(builder: ProgramBuilder, plan: Plan, chip: Chip, space: AddressSpace) -> None:
     """Write the layer's tiles. Raises MappingError when a forced mapping does not fit."""
     layer = plan.layer
-    systolic = sum(
-        _chain_cycles(layer.shape, tile, plan.steps, core, plan.mapping)
-        for core, tiles in zip(chip.cores, plan.cores, strict=True)
-        for tile in tiles
-    )
+    systolic = 0
+    for index, tiles in enumerate(plan.cores):
+        if tiles:
+            mapping, steps = plan.part_of(index)
+            systolic += sum(_chain_cycles(layer.shape, tile, steps, chip.cores[index], mapping) for tile in tiles)
     builder.begin_layer(
-        LayerInfo(layer.name, layer.op, macs=layer.shape.macs, systolic_cycles=systolic, notes=layer.notes)
+        LayerInfo(
+            layer.name,
+            layer.op,
+            macs=layer.shape.macs,
+            systolic_cycles=systolic,
+            notes=layer.notes,
+            mapping=lines_of(layer.name, layer.shape, plan.parts, chip.n_cores),
+        )
     )
     writer = _Writer(builder, plan, chip, _Weights(plan, chip, space))
     if layer.bias:
@@ -256,18 +306,17 @@ class _Weights:
     plan: Plan
     chip: Chip
     space: AddressSpace
-    places: dict[tuple[int, int, ReductionStep, int, int], int] = field(default_factory=dict)
+    places: dict[tuple[int, tuple[int, int], ReductionStep, int, int], int] = field(default_factory=dict)
 
     def blocks(self, tile: OutputTile, step: ReductionStep, core: CoreConfig) -> WeightBlocks:
         """The blocks that the tile needs on `core`."""
         units = (self.chip.element_bytes, self.chip.request_bytes)
-        return weight_blocks(
-            self.plan.layer.shape, tile.channels[1], step, (core.rows, core.cols), self.plan.mapping.exact, units
-        )
+        exact = self.plan.parts[0].mapping.exact
+        return weight_blocks(self.plan.layer.shape, tile.channels[1], step, (core.rows, core.cols), exact, units)
 
     def base(self, tile: OutputTile, step: ReductionStep, core: CoreConfig) -> int:
         """Address of the tile's weights. Cores of different arrays have their own copies, in their own order."""
-        key = (tile.group, tile.channels[0], step, core.rows, core.cols)
+        key = (tile.group, tile.channels, step, core.rows, core.cols)
         if key not in self.places:
             self.places[key] = self.space.allocate(self.blocks(tile, step, core).total_bytes)
         return self.places[key]
@@ -303,7 +352,7 @@ class _Writer:
 
     def chain(self, core_index: int, tile: OutputTile) -> None:
         """All tiles of one output tile, on one core."""
-        steps = self.plan.steps
+        _, steps = self.plan.part_of(core_index)
         for index, step in enumerate(steps):
             self.builder.begin_tile(core_index, accumulate=index > 0, acc_key=self.chains)
             self._tile(core_index, tile, step, first=index == 0, last=index == len(steps) - 1)
@@ -312,7 +361,7 @@ class _Writer:
 
     def _tile(self, core_index: int, tile: OutputTile, step: ReductionStep, first: bool, last: bool) -> None:
         core, layer = self.chip.cores[core_index], self.plan.layer
-        groups = _groups(tile, core, self.plan.mapping)
+        groups = _groups(tile, core, self.plan.part_of(core_index)[0])
         blocks = self.weights.blocks(tile, step, core)
         if first and self.bias_base is not None:
             start = self._first_channel(tile) * ACCUMULATOR_BYTES
@@ -323,7 +372,7 @@ class _Writer:
         per_block, weight_entries, weight_bytes = self._load_weights(tile, step, core, blocks)
         residual_entry = _WEIGHTS + weight_entries
         residual = self._load_residuals(tile, residual_entry) if last else 0
-        self._check_capacity(window + weight_bytes + residual, tile, core)
+        self._check_capacity(window + weight_bytes + residual, tile, core_index)
         self.builder.systolic(
             dst=Operand(_SUMS, acc=True),
             src_a=Operand(_X if window else _WEIGHTS),
@@ -443,8 +492,9 @@ class _Writer:
         levels = ((tile.images[1], image), (tile.rows[1], shape.out_cols), (tile.cols[1], 1))
         return layout.region(first, levels, self._first_channel(tile), tile.channels[1])
 
-    def _check_capacity(self, spad: int, tile: OutputTile, core: CoreConfig) -> None:
-        layer = self.plan.layer
+    def _check_capacity(self, spad: int, tile: OutputTile, core_index: int) -> None:
+        layer, core = self.plan.layer, self.chip.cores[core_index]
+        origin = self.plan.part_of(core_index)[0].origin
         acc = tile.pixels * tile.channels[1] * ACCUMULATOR_BYTES
         for what, key, needed, half in (
             ("scratchpad", "cores.spad_kib", spad, core.spad_kib * 512),
@@ -452,8 +502,8 @@ class _Writer:
         ):
             if needed > half:
                 raise MappingError(
-                    f"layer {layer.name} ({layer.op}): a tile needs {needed} bytes of {what}, half of them is {half}; "
-                    f"use a smaller mapping or enlarge {key}"
+                    f"layer {layer.name} ({layer.op}): {origin + ': ' if origin else ''}a tile needs {needed} bytes of "
+                    f"{what}, half of them is {half}; use a smaller mapping or enlarge {key}"
                 )
 
 

@@ -14,7 +14,7 @@ from lowering.emit import ProgramBuilder
 from lowering.fusion import Group, fuse
 from lowering.ir import Graph, Node, Tensor
 from lowering.layout import Layout, Order, channels_last, row_major, same_order
-from lowering.mapping import Mapping, MatmulShape
+from lowering.mapping import MatmulShape
 from lowering.matmul import BatchedOperands, MatmulLayer, emit_matmul, plan_matmul
 from lowering.operator_table import HANDLERS
 from lowering.operators import (
@@ -27,6 +27,7 @@ from lowering.operators import (
     elementwise_cost,
     lrn_cost,
 )
+from lowering.parts import Heuristic, MappingChooser
 from lowering.program import Program
 from lowering.simplify import consumers, is_bookkeeping, simplify
 from lowering.vector_layers import (
@@ -63,11 +64,11 @@ def lower_graph(
     chip: Chip,
     *,
     skip_unknown: bool = False,
-    mapping: Mapping | None = None,
+    mapping: MappingChooser | None = None,
 ) -> Program:
     """Lower a graph in default mode.
 
-    mapping: tiling of every matrix layer of the network; for graphs of one layer.
+    mapping: where the tiles of matrix layers come from; None: the cheapest by closed-form price.
     Raises UnsupportedError for an operator that is not modelled (unless skip_unknown), MappingError for a tile that
     cannot fit.
     """
@@ -76,7 +77,7 @@ def lower_graph(
         chip,
         ProgramBuilder(graph.name, chip.n_cores, chip.request_bytes),
         skip_unknown,
-        mapping,
+        mapping or Heuristic(),
         graph.opset,
         frozenset(tensor.name for tensor in clean.inputs),
     )
@@ -92,7 +93,7 @@ class _Network:
     chip: Chip
     builder: ProgramBuilder
     skip_unknown: bool
-    mapping: Mapping | None
+    mapping: MappingChooser
     opset: int
     inputs: frozenset[str]
     space: AddressSpace = field(default_factory=AddressSpace)
@@ -198,8 +199,8 @@ class _Network:
         node = group.head
         source = node.input(0)
         order = channels_last(len(source.shape))
-        forced = self.mapping is not None
-        shape = convolution_shape(node, self.chip, pack=not forced, flatten=not forced)
+        exact = self.mapping.is_exact(node.name, convolution_shape(node, self.chip, pack=False, flatten=False))
+        shape = convolution_shape(node, self.chip, pack=not exact, flatten=not exact)
         return self._finish(group, shape, self.in_order(source, order), order, len(node.inputs) > 2)
 
     def _gemm(self, group: Group) -> MatmulLayer:

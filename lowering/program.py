@@ -125,6 +125,7 @@ class LayerInfo:
 
     load_bytes, store_bytes: DRAM traffic of the tiling, whole requests (closed form, not simulated).
     systolic_cycles: sum over the layer's SYSTOLIC instructions of the array cycles they occupy, all cores together.
+    mapping: of a matrix layer, its tile sizes as lines of a mapping file (`lowering.mapping_file`).
     """
 
     name: str
@@ -135,6 +136,7 @@ class LayerInfo:
     systolic_cycles: int = 0
     vector_cycles: int = 0
     notes: tuple[str, ...] = ()
+    mapping: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def load(folder: Path, text: str = SPEC) -> tuple[LoadedSpec, Expansion]:
 def result(point: Point, *, status: str = "ok") -> dict[str, Any]:
     """Return a result in the form of `SimResult.to_json`: 1000 µs over the channels, two layers."""
     cycles = 1_000_000 // point.hw.dram.channels
-    layer = {"op": "Conv", "macs": 10, "load_bytes": 64, "store_bytes": 32, "utilization": 0.5}
+    layer = {"op": "Conv", "macs": 10, "load_bytes": 64, "store_bytes": 32, "utilization": 0.5, "bound": "dram"}
     return {
         "status": status,
         "cycles": cycles,
@@ -66,6 +66,7 @@ def result(point: Point, *, status: str = "ok") -> dict[str, Any]:
             "channels": [{"reads": 5 + channel} for channel in range(point.hw.dram.channels)],
         },
         "noc": {"requests": 8, "responses": 8},
+        "roofs": {"macs": 64.0, "dram_bytes": 19.2 * point.hw.dram.channels, "noc_bytes": 256.0},
         "warnings": [],
     }
 

@@ -49,6 +49,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a hardware key, e.g. dram.channels=8. Repeatable."),
 ]
+MappingOption = Annotated[
+    Path | None, typer.Option("--mapping", metavar="FILE", help="Tile sizes of the matrix layers, as vsim map writes.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -81,6 +84,7 @@ def run(
     skip_unknown: Annotated[
         bool, typer.Option("--skip-unknown", help="Leave out operators that are not modelled, with a warning.")
     ] = False,
+    mapping: MappingOption = None,
     max_cycles: Annotated[
         int | None, typer.Option("--max-cycles", min=1, help="Stop after so many core cycles.")
     ] = None,
@@ -104,6 +108,9 @@ def run(
             "--steady-layers", min=1, metavar="N", help="config.json: simulate N layers, extrapolate the rest."
         ),
     ] = None,
+    roofline: Annotated[
+        Path | None, typer.Option("--roofline", metavar="FILE", help="Draw the roofline: .png, .pdf or .svg.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Simulate one model on one chip."""
@@ -121,9 +128,21 @@ def run(
     )
     hardware = _hardware(hw, overrides)
     hardware.check_modelled()
-    from lowering import lower
+    if roofline is not None:
+        from figures.roofline import check_suffix
 
-    program = lower(model, hardware, batch=batch, dims=sizes, compat=compat and compat.value, skip_unknown=skip_unknown)
+        check_suffix(roofline)
+    from lowering import MappingTable, lower
+
+    program = lower(
+        model,
+        hardware,
+        batch=batch,
+        dims=sizes,
+        compat=compat and compat.value,
+        skip_unknown=skip_unknown,
+        mapping=mapping and MappingTable.read(mapping),
+    )
     from vsim import devices
     from vsim.api import Progress, SimPoint, simulate
 
@@ -141,8 +160,63 @@ def run(
         _print_json(content)
     else:
         cli_tables.print_run(content)
+    if roofline is not None:
+        from figures.roofline import save_roofline
+
+        save_roofline(content, roofline)
     if content["status"] != "ok":
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command("map")
+def map_model(
+    model: Annotated[str, typer.Argument(help="ONNX file, or onnx:light_resnet50 for a graph of the onnx package.")],
+    hw: Annotated[str, typer.Option("--hw", help="Preset, YAML file or ONNXim JSON file.")],
+    overrides: SetOption = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Size of a dynamic first dimension.")] = 1,
+    dims: Annotated[
+        list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="Size of a dynamic dimension. Repeatable.")
+    ] = None,
+    mapping: MappingOption = None,
+    search: Annotated[
+        int | None, typer.Option("--search", metavar="K", min=1, help="Try the K best of every layer, cycle by cycle.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write them as a mapping file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show, search and save the tile sizes of a model's matrix layers."""
+    hardware, sizes = _hardware(hw, overrides), _parse_dims(dims)
+    hardware.check_modelled()
+    if mapping is not None and search is not None:
+        raise UserError("--mapping and --search exclude each other: tile sizes are read, or searched for")
+    from lowering import MappingTable, lower
+    from lowering.mapping_file import write_mapping_file
+    from lowering.mapping_table import shortest
+
+    content: dict[str, Any] = {"model": model, "hw": hardware.name}
+    if search is None:
+        program = lower(model, hardware, batch=batch, dims=sizes, mapping=mapping and MappingTable.read(mapping))
+        layers = [layer for layer in program.layers if layer.mapping]
+        content["layers"] = [{"name": item.name, "op": item.op, "lines": list(item.mapping)} for item in layers]
+        entries = shortest(line for layer in layers for line in layer.mapping)
+    else:
+        from dataclasses import asdict
+
+        from vsim import devices
+        from vsim.mapping_search import search_mapping
+
+        devices.one_thread()
+        with cli_tables.stderr().status("simulating the candidates"):
+            found = search_mapping(model, hardware, search, batch=batch, dims=sizes)
+        content |= {"default_cycles": found.default_cycles, "cycles": found.cycles}
+        content["layers"] = [asdict(layer) for layer in found.layers]
+        entries = found.entries
+    if as_json:
+        _print_json(content)
+    else:
+        cli_tables.print_mapping(content)
+    if out is not None:
+        write_mapping_file(out, entries)
 
 
 @app.command()

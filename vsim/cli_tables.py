@@ -32,7 +32,8 @@ def _console(*, stderr: bool) -> Console:
 def print_run(result: Mapping[str, Any]) -> None:
     """Print one simulation result (see `SimResult.to_json`): layers, cores, then totals."""
     console = stdout()
-    console.print(_table("Layers", result["layers"], _LAYER_COLUMNS))
+    console.print(_table("Layers", [_layer_row(layer) for layer in result["layers"]], _LAYER_COLUMNS))
+    console.print("bound: the resource that alone would need most of the layer's cycles, and the share that it needs")
     console.print(_table("Cores", [{"core": index, **core} for index, core in enumerate(result["cores"])]))
     dram = {key: value for key, value in result["dram"].items() if not isinstance(value, list)}
     noc = {key: value for key, value in result["noc"].items() if not isinstance(value, list)}
@@ -47,17 +48,63 @@ _LAYER_COLUMNS = (
     "name",
     "op",
     "start_cycle",
-    "finish_cycle",
+    "cycles",
     "macs",
     "load_bytes",
     "store_bytes",
-    "utilization",
+    "macs_per_byte",
+    "bound",
+    "of_cycles",
+    "macs_of_peak",
+    "systolic_busy",
+    "vector_busy",
+    "dram_of_peak",
 )
+
+
+class _Share(float):
+    """A number that is printed in percent."""
+
+
+def _layer_row(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer as printed: its length instead of its end, shares in percent."""
+    start, finish = layer["start_cycle"], layer["finish_cycle"]
+    shares = {
+        "of_cycles": "bound_utilization",
+        "macs_of_peak": "utilization",
+        "systolic_busy": "systolic_utilization",
+        "vector_busy": "vector_utilization",
+        "dram_of_peak": "dram_utilization",
+    }
+    ended = finish is not None
+    return {
+        **layer,
+        "cycles": finish - start if ended else None,
+        **{name: _Share(layer[key]) if ended else None for name, key in shares.items()},
+    }
 
 
 def _outcome(result: Mapping[str, Any]) -> str:
     took = f"{result['cycles']:,} cycles, {result['time_us']:,.3f} µs"
     return took if result["status"] == "ok" else f"stopped with status {result['status']} after {took}"
+
+
+def print_mapping(content: Mapping[str, Any]) -> None:
+    """Print the tile sizes of every layer (see `vsim map --json`), and what a search has gained."""
+    rows = []
+    for layer in content["layers"]:
+        cycles = layer.get("cycles")
+        gains = {"default_cycles": cycles[0], "cycles": cycles[layer["chosen"]]} if cycles else {}
+        for line in layer["lines"]:
+            whole, tiles, tile = (section.partition("] ")[2].strip() for section in line.split(" - "))
+            rows.append(
+                {"layer": layer["name"], "op": layer["op"], "whole": whole, "tiles": tiles, "tile": tile, **gains}
+            )
+    console = stdout()
+    console.print(_table("Tiles: N images or rows, C input and M output channels, S x R kernel, P x Q output", rows))
+    if "cycles" in content:
+        before, after = content["default_cycles"], content["cycles"]
+        console.print(f"{content['model']} on {content['hw']}: {before:,} cycles by default, {after:,} as chosen")
 
 
 def print_presets(presets: Sequence[HwConfig]) -> None:
@@ -112,4 +159,6 @@ def _number(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, _Share):
+        return f"{value:.0%}"
     return f"{value:,.3f}" if isinstance(value, float) else str(value)

@@ -42,6 +42,10 @@ def test_json_is_one_object_with_every_part(mm: str, capsys: pytest.CaptureFixtu
     dram = result["dram"]
     assert dram["reads"] * 64 == layer["load_bytes"]
     assert dram["writes"] * 64 == layer["store_bytes"]
+    cycles = layer["finish_cycle"] - layer["start_cycle"]
+    assert 0 < layer["bound_cycles"] <= cycles
+    assert layer["bound_utilization"] == layer["bound_cycles"] / cycles
+    assert layer["dram_utilization"] == pytest.approx((dram["reads"] + dram["writes"]) * 64 / (38.4 * cycles))
     assert dram["row_hits"] + dram["row_misses"] + dram["row_conflicts"] == dram["reads"] + dram["writes"]
     assert dram["bandwidth_gbps"] > 0
     assert result["noc"]["requests"] == dram["reads"] + dram["writes"]

@@ -109,7 +109,8 @@ def test_nothing_overlaps(tmp_path: Path):
 def test_files_are_fit_for_print(tmp_path: Path):
     out = store_results(tmp_path)
     files, _ = draw_figures(out, tmp_path / "figures")
-    assert sorted(file.name for file in files) == ["layers.pdf", "layers.png", "sweep.pdf", "sweep.png"]
+    names = [f"{stem}.{suffix}" for stem in ("layers", "roofline", "sweep") for suffix in ("pdf", "png")]
+    assert sorted(file.name for file in files) == names
     for file in files:
         if file.suffix == ".pdf":
             content = file.read_bytes()

@@ -161,7 +161,7 @@ def plain_window(layer: MatmulLayer, plan: Plan) -> Counter[int]:
     shape, x = layer.shape, layer.x
     needed: Counter[int] = Counter()
     for tile in (tile for tiles in plan.cores for tile in tiles):
-        for step in plan.steps:
+        for step in plan.steps[0]:
             blocks: set[int] = set()
             for image in range(tile.images[0], sum(tile.images)):
                 for axis_rows in range(tile.rows[0], sum(tile.rows)):
@@ -206,8 +206,8 @@ def test_products_of_the_instructions_are_the_layer_s(shape: MatmulShape, chip: 
     """Streamed pixels, times weights along the reduction, times output channels, over all tiles: the layer's MACs."""
     layer, space = make_layer(shape, chip)
     program, plan = build(layer, space, chip)
-    chain_of = iter([tile for tiles in plan.cores for tile in tiles for _ in plan.steps])
-    step_of = iter([step for tiles in plan.cores for _ in tiles for step in plan.steps])
+    chain_of = iter([tile for tiles in plan.cores for tile in tiles for _ in plan.steps[0]])
+    step_of = iter([step for tiles in plan.cores for _ in tiles for step in plan.steps[0]])
     total = 0
     for tile in expand(program):
         out, step = next(chain_of), next(step_of)
@@ -216,7 +216,7 @@ def test_products_of_the_instructions_are_the_layer_s(shape: MatmulShape, chip: 
         streamed = sum(instruction.size for instruction in passes)
         assert streamed == blocks * out.pixels
         total += out.pixels * out.channels[1] * step.channels[1] * step.kernel_rows[1] * step.kernel_cols[1]
-        assert tile.accumulate == (step is not plan.steps[0])
+        assert tile.accumulate == (step is not plan.steps[0][0])
     assert total == program.layers[0].macs == shape.macs
 
 
@@ -229,7 +229,7 @@ def test_weights_are_loaded_whole_by_every_chain(shape: MatmulShape, chip: Chip)
     per_output = shape.in_channels * shape.kernel_rows * shape.kernel_cols * chip.element_bytes
     for out in (tile for core in plan.cores for tile in core):
         blocks: list[int] = []
-        for _ in plan.steps:
+        for _ in plan.steps[0]:
             for instruction in next(tiles).instructions:
                 if instruction.op is Op.LOAD and instruction.dst >= 1:
                     blocks.extend(instruction.blocks.tolist())
@@ -243,7 +243,7 @@ def test_tiles_respect_the_memories_and_use_what_they_load(shape: MatmulShape, c
     program, plan = build(layer, space, chip)
     assert program.spad_entries <= 512
     assert program.acc_entries <= 512
-    mapping = plan.mapping
+    mapping = plan.parts[0].mapping
     assert chip.acc_bytes >= mapping.N * mapping.P * mapping.Q * mapping.M * 4
     waiting: dict[tuple[int, int], set[tuple[int, bool]]] = {}
     for tile in expand(program):

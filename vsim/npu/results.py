@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from hwconfigs import HwConfig
 from lowering.program import Program
+from vsim.bounds import bounds_of, roofs_of
 from vsim.npu.dispatch import RADIX_BITS
 from vsim.npu.types import STATUS_NAMES, NpuOutcome
 
@@ -34,6 +36,8 @@ class SimResult:
     """What of the result was not simulated (see `vsim.npu.steady`); None: all of it was."""
     iterations: int = 0
     """Loop iterations the lane took; fewer than its ticks where idle time was skipped."""
+    roofs: dict[str, float] = field(default_factory=dict)
+    """Peaks of the chip per core cycle, as in `vsim.bounds.Roofs`."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: what `vsim run --json` prints and sweeps store."""
@@ -45,6 +49,7 @@ class SimResult:
             "cores": list(self.cores),
             "dram": self.dram,
             "noc": self.noc,
+            "roofs": self.roofs,
             "warnings": list(self.warnings),
         } | ({"extrapolation": self.extrapolation} if self.extrapolation is not None else {})
 
@@ -63,6 +68,7 @@ def result_of(hw: HwConfig, program: Program, state: NpuOutcome) -> SimResult:
         noc={"requests": int(np.sum(state.requests)), "responses": int(np.sum(state.reads + state.writes))},
         warnings=program.warnings,
         iterations=int(state.iterations),
+        roofs=asdict(roofs_of(hw)),
     )
 
 
@@ -71,14 +77,23 @@ def _status_name(bits: int) -> str:
 
 
 def _layers(hw: HwConfig, program: Program, state: NpuOutcome) -> tuple[dict[str, Any], ...]:
-    """Figures per layer; one that did not start or finish has null cycles. Bytes are counted, not predicted."""
+    """Figures per layer; one that did not start or finish has null cycles. Bytes are counted, not predicted.
+
+    utilization: products over what all arrays could compute; systolic, vector and dram: busy time of the array (vector
+    unit) over all cores, bytes over the peak of the data bus. bound, bound_cycles, imbalance: see `vsim.bounds`.
+    """
     done = int(state.schedule.layer)
-    peak_macs = sum(hw.core(i).rows * hw.core(i).cols for i in range(hw.cores.count))
+    bounds, roofs = bounds_of(hw, program), roofs_of(hw)
     rows = []
     for index, layer in enumerate(program.layers):
         start = _two_words(state.schedule.start[index]) if index <= done else None
         finish = _two_words(state.schedule.finish[index]) if index < done else None
         duration = finish - start if start is not None and finish is not None else 0
+        load = int(state.schedule.load_requests[index]) * hw.dram.request_bytes
+        store = int(state.schedule.store_requests[index]) * hw.dram.request_bytes
+        bound = bounds.name(index)
+        least = math.ceil(bounds.cycles[bound][index]) if bound else 0
+        core_cycles = duration * hw.cores.count
         rows.append(
             {
                 "name": layer.name,
@@ -86,12 +101,24 @@ def _layers(hw: HwConfig, program: Program, state: NpuOutcome) -> tuple[dict[str
                 "start_cycle": start,
                 "finish_cycle": finish,
                 "macs": layer.macs,
-                "load_bytes": int(state.schedule.load_requests[index]) * hw.dram.request_bytes,
-                "store_bytes": int(state.schedule.store_requests[index]) * hw.dram.request_bytes,
-                "utilization": layer.macs / (duration * peak_macs) if duration else 0.0,
+                "load_bytes": load,
+                "store_bytes": store,
+                "macs_per_byte": layer.macs / (load + store) if load + store else None,
+                "bound": bound,
+                "bound_cycles": least,
+                "bound_utilization": _share(least, duration),
+                "utilization": _share(layer.macs, duration * roofs.macs),
+                "systolic_utilization": _share(int(bounds.work.systolic_cycles[index].sum()), core_cycles),
+                "vector_utilization": _share(int(bounds.work.vector_cycles[index].sum()), core_cycles),
+                "dram_utilization": _share(load + store, duration * roofs.dram_bytes),
+                "imbalance": bounds.imbalance(index),
             }
         )
     return tuple(rows)
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
 
 
 def _two_words(words: Any) -> int:
