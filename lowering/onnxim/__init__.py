@@ -6,11 +6,12 @@ It covers single requests on ONNXim's `simple` scheduler. The rules and the name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
 
+from hwconfigs.errors import UserError
 from hwconfigs.schema import HwConfig
 from lowering.models import LoadedModel, load_model
 from lowering.onnxim.graph import GraphReader
@@ -31,7 +32,8 @@ def lower_onnxim(
 
     model: a loaded model, an ONNX graph in memory (named by its graph), a path, or `onnx:NAME`. A mapping file
     (`tiling.read_mapping_file`) of the model's name with suffix .mapping beside it is used.
-    batch: size of a symbolic first dimension; dims: sizes of symbolic dimensions by name.
+    batch: size of a symbolic first dimension; dims: sizes of symbolic dimensions by name. With `output_seq_len` among
+    them the graph is launched again, token by token, until `total_seq_len` comes to it (`onnxim.md` section 9.3).
     Raises UserError for a file that is not ONNX, shapes and operators that ONNXim cannot run, an open dimension, a
     mapping file that cannot be used, or a tile that cannot fit.
     """
@@ -44,5 +46,24 @@ def lower_onnxim(
         mapping_file = loaded.path.with_suffix(".mapping")
         given = read_mapping_file(mapping_file) if mapping_file.is_file() else {}
     emitter = LayerEmitter(name, hw, MappingTable(hw, given))
-    emitter.emit_graph(GraphReader(proto, hw.precision_bytes).launch(batch, dims or {}))
+    reader = GraphReader(proto, hw.precision_bytes)
+    for index, sizes in enumerate(_launches({"batch_size": batch, **(dims or {})})):
+        if index:
+            emitter.builder.launch()
+        emitter.emit_graph(reader.launch(batch, sizes))
     return emitter.builder.build()
+
+
+def _launches(sizes: dict[str, int]) -> Iterator[dict[str, int]]:
+    """Sizes of the symbolic dimensions of every launch: the prompt, then one token after the other."""
+    yield sizes
+    lengths = ("seq_len", "past_seq_len", "total_seq_len", "output_seq_len")
+    if "output_seq_len" not in sizes:
+        return
+    missing = [name for name in lengths if name not in sizes]
+    if missing:
+        raise UserError(f"dimension output_seq_len needs {', '.join(missing)} too; set them with --dim")
+    sequence, past, total, end = (sizes[name] for name in lengths)
+    for done in range(total + 1, end):
+        past = past + 1 if past else sequence
+        yield sizes | {"seq_len": 1, "past_seq_len": past, "total_seq_len": done}

@@ -139,9 +139,7 @@ def _output_block(hw: HwConfig, gemm: Gemm, tile: _Tile, i: int, j: int, m_block
     return i * m_blocks + j, _rows(first, n_rows, gemm.m * p, columns * p, hw.dram.request_bytes)
 
 
-def _layer_info(
-    hw: HwConfig, gemm: Gemm, tiles: list[_Tile], mapping: GemmMapping, name: str, op: str
-) -> LayerInfo:
+def _layer_info(hw: HwConfig, gemm: Gemm, tiles: list[_Tile], mapping: GemmMapping, name: str, op: str) -> LayerInfo:
     block = hw.core(0).rows
     passes = sum(-(-tile.m // block) * -(-tile.k // block) * -(-tile.n // block) for tile in tiles)
     return LayerInfo(

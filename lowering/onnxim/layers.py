@@ -14,7 +14,7 @@ from lowering.onnxim.graph import PROJECTION, Graph, Layer
 from lowering.onnxim.mapping_table import MappingTable
 from lowering.onnxim.shapes import CONV_OPS, GEMM_OPS, MATMUL_OPS, ROW_OPS
 from lowering.onnxim.tiling import Loops
-from lowering.onnxim.token_rows import Tokens, emit_bias_activation, emit_skip_layer_norm
+from lowering.onnxim.token_rows import PlaceTile, Tokens, emit_bias_activation, emit_skip_layer_norm
 from lowering.program import LayerInfo
 
 FREE_TILES = {"MaxPool": 2}
@@ -37,59 +37,53 @@ class LayerEmitter:
             self._emit(graph, layer)
 
     def _emit(self, graph: Graph, layer: Layer) -> None:
-        self._started += 1
         if layer.op in GEMM_OPS | MATMUL_OPS | {PROJECTION}:
-            self._gemm(graph, layer)
+            repeats = PROJECTION_REPEATS if layer.op == PROJECTION else 1
+            self.gemm(layer.name, layer.op, _gemm(graph, layer), repeats=repeats)
         elif layer.op in CONV_OPS:
             self._conv(graph, layer)
         elif layer.op == "Attention":
-            emit_attention(self.builder, self.hw, _attention(graph, layer), layer.op, self.place)
+            emit_attention(self.builder, self.hw, _attention(graph, layer), layer.op, self.start())
+        elif layer.op == "SkipLayerNormalization":
+            emit_skip_layer_norm(self.builder, self.hw, _tokens(graph, layer), layer.op, self.start())
         elif layer.op in ROW_OPS:
-            rows = _tokens(graph, layer)
-            if layer.op == "SkipLayerNormalization":
-                emit_skip_layer_norm(self.builder, self.hw, rows, layer.op, self.place)
-            else:
-                emit_bias_activation(self.builder, self.hw, rows, "gelu", layer.op, self.place)
+            emit_bias_activation(self.builder, self.hw, _tokens(graph, layer), "gelu", layer.op, self.start())
         else:
             self.free(layer.name, layer.op, FREE_TILES.get(layer.op, 1))
+
+    def start(self) -> PlaceTile:
+        """Count a layer. Returns what places its tiles if they are not bound to a core: in turn, over all layers."""
+        self._started += 1
+        return self._place
+
+    def _place(self) -> int:
+        self._unbound += 1
+        return (self._unbound - 1) % self.hw.cores.count
 
     def rotated(self, index: int) -> int:
         """The core of the `index`-th output tile: tiles rotate by one core a layer and never move (section 9.2)."""
         return (index + self._started) % self.hw.cores.count
 
-    def place(self) -> int:
-        """The core of the next tile that is not bound to one: in turn, over all layers."""
-        self._unbound += 1
-        return (self._unbound - 1) % self.hw.cores.count
-
     def free(self, name: str, op: str, tiles: int) -> None:
         """Append a layer of tiles without work."""
+        place = self.start()
         self.builder.begin_layer(LayerInfo(name, op, notes=("free, as in the original",)))
         for _ in range(tiles):
-            self.builder.skip_tile(self.place())
+            self.builder.skip_tile(place())
         self.builder.end_layer()
 
-    def _gemm(self, graph: Graph, layer: Layer) -> None:
-        operands = [graph.address(name) for name in layer.inputs]
-        # A Gemm without bias loads one all the same, from address 0 (section 11).
-        bias = None if layer.op in MATMUL_OPS else operands[2] if len(operands) > 2 else 0
-        rows = graph.shape(layer.inputs[0])
-        result = graph.shape(layer.outputs[0])
-        columns = result[-1]
-        if layer.op == PROJECTION:
-            columns = graph.shape(layer.inputs[1])[1]
-        gemm = Gemm(prod(result[:-1]), columns, rows[-1], operands[0], operands[1], graph.address(layer.outputs[0]), bias)
-        repeats = PROJECTION_REPEATS if layer.op == PROJECTION else 1
+    def gemm(self, name: str, op: str, gemm: Gemm, *, repeats: int = 1) -> None:
+        """Append a matrix product; repeats: see `emit_gemm`."""
+        self.start()
         mapping = self.mappings.gemm(gemm.n, gemm.m, gemm.k)
-        emit_gemm(self.builder, self.hw, gemm, mapping, layer.name, layer.op, self.rotated, repeats=repeats)
+        emit_gemm(self.builder, self.hw, gemm, mapping, name, op, self.rotated, repeats=repeats)
 
     def _conv(self, graph: Graph, layer: Layer) -> None:
+        self.start()
         if self.hw.onnxim is not None and self.hw.onnxim.layout != "NHWC":
             raise UserError(f"node {layer.name}: --compat onnxim covers convolutions in layout NHWC only")
         image, weight, result = (graph.shape(name) for name in (*layer.inputs[:2], layer.outputs[0]))
-        extents = Loops(
-            n=image[0], c=weight[1], m=weight[0], s=weight[2], r=weight[3], q=result[1], p=result[2]
-        )
+        extents = Loops(n=image[0], c=weight[1], m=weight[0], s=weight[2], r=weight[3], q=result[1], p=result[2])
         stride, dilation = layer.ints("strides", (1, 1)), layer.ints("dilations", (1, 1))
         conv = Conv(
             name=layer.name,
@@ -103,6 +97,22 @@ class LayerEmitter:
         )
         inner = self.mappings.conv(extents, stride[0], layer.ints("pads", (0,))[0])
         emit_conv(self.builder, self.hw, conv, inner, layer.op, self.rotated)
+
+
+def _gemm(graph: Graph, layer: Layer) -> Gemm:
+    operands = [graph.address(name) for name in layer.inputs]
+    result = graph.shape(layer.outputs[0])
+    return Gemm(
+        n=prod(result[:-1]),
+        # A projection has three results, and computes them as one.
+        m=graph.shape(layer.inputs[1])[1] if layer.op == PROJECTION else result[-1],
+        k=graph.shape(layer.inputs[0])[-1],
+        x=operands[0],
+        w=operands[1],
+        y=graph.address(layer.outputs[0]),
+        # A Gemm without bias loads one all the same, from address 0 (section 11).
+        bias=None if layer.op in MATMUL_OPS else operands[2] if len(operands) > 2 else 0,
+    )
 
 
 def _attention(graph: Graph, layer: Layer) -> Attention:

@@ -27,8 +27,8 @@ class MappingTable:
     def conv(self, layer: Loops, stride: int, pad: int) -> Loops:
         """Tile extents of a convolution.
 
-        The first one computed for a shape holds for all its strides and paddings (Q17), and a 1x1 kernel on one pixel is
-        tiled as a matrix product.
+        The first one computed for a shape holds for all its strides and paddings (Q17), and a 1x1 kernel on one pixel
+        is tiled as a matrix product.
         """
         if layer in self.given:
             return self.given[layer]

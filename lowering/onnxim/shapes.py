@@ -19,7 +19,7 @@ ROW_OPS = frozenset({"SkipLayerNormalization", "BiasGelu", "FastGelu"})
 
 def output_shape(name: str, op: str, attributes: Mapping[str, Any], inputs: Sequence[Shape]) -> Shape:
     """Shape of every result of a node; name: of the node, for messages.
- Raises UserError for shapes and attributes that the original does not take.
+    Raises UserError for shapes and attributes that the original does not take.
     """
     rule = _RULES.get(op)
     return inputs[0] if rule is None else rule(f"node {name} ({op})", attributes, inputs)
@@ -58,7 +58,8 @@ def _conv(node: str, attributes: Mapping[str, Any], inputs: Sequence[Shape]) -> 
     _expect(node, image[3] == weight[1], f"an image of {weight[1]} channels, channels last", f"{list(image)}")
     strides, dilations, pads = (tuple(attributes.get(key, default)) for key, default in _WINDOW.items())
     size = [
-        (image[1 + axis] + pads[axis] + pads[axis + 2] - dilations[axis] * (weight[2 + axis] - 1) - 1) // strides[axis] + 1
+        (image[1 + axis] + pads[axis] + pads[axis + 2] - dilations[axis] * (weight[2 + axis] - 1) - 1) // strides[axis]
+        + 1
         for axis in range(2)
     ]
     _expect(node, min(size) > 0, "a kernel inside the padded image", f"{list(weight[2:])} on {list(image[1:3])}")
@@ -120,7 +121,9 @@ def _attention(node: str, attributes: Mapping[str, Any], inputs: Sequence[Shape]
 
 
 def _rows(node: str, attributes: Mapping[str, Any], inputs: Sequence[Shape]) -> Shape:
-    _expect(node, len(inputs) >= 2 and len(inputs[0]) == 3, "an input [B,S,D] and a second operand", f"{list(inputs[0])}")
+    _expect(
+        node, len(inputs) >= 2 and len(inputs[0]) == 3, "an input [B,S,D] and a second operand", f"{list(inputs[0])}"
+    )
     return inputs[0]
 
 

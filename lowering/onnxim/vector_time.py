@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hwconfigs.schema import CoreConfig
 
+
 @dataclass(frozen=True)
 class VectorUnit:
     """The vector unit of one core."""
@@ -17,7 +18,7 @@ class VectorUnit:
         return -(-n_bytes // (self.core.vector_bits // 8))
 
     def elementwise(self, op: str, n_bytes: int) -> int:
-        """"add", "mul", "mac", "div", "exp", "gelu" or "comp" (a comparison: one cycle a vector) over `n_bytes` bytes."""
+        """Any of add, mul, mac, div, exp, gelu, or comp (a comparison: one cycle a vector), over `n_bytes` bytes."""
         latency = 1 if op == "comp" else getattr(self.core.latency, op)
         return self.passes(n_bytes) * latency
 
