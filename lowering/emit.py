@@ -248,6 +248,8 @@ class ProgramBuilder:
         self._tiles: list[list[int]] = []
         self._schedule: list[list[tuple[int, int]]] = []
         self._layers: list[LayerInfo] = []
+        self._releases: list[int] = []
+        self._release = 0
         self._pattern: list[int] = []
         self._pattern_start: dict[tuple[int, ...], int] = {}
         self._entries = {False: 1, True: 1}
@@ -259,11 +261,19 @@ class ProgramBuilder:
 
     # -- structure
 
+    def launch(self, cycle: int = 0) -> None:
+        """Make the next layer a launch that waits for this core cycle, 0 <= cycle < 2**30 (see `Program.releases`)."""
+        if not 0 <= cycle < 1 << 30:
+            raise ValueError(f"launch in cycle {cycle}")
+        self._release = cycle + 1
+
     def begin_layer(self, info: LayerInfo) -> None:
         """Open the next layer. Its load_bytes, store_bytes and vector_cycles are counted here and overwritten."""
         if self._layer is not None:
             raise ValueError(f"layer {self._layer.name} is still open")
         self._layer = info
+        self._releases.append(self._release)
+        self._release = 0
         self._layer_tiles = [[] for _ in range(self.n_cores)]
         self._requests = {Op.LOAD: 0, Op.STORE: 0}
         self._vector_cycles = 0
@@ -394,6 +404,7 @@ class ProgramBuilder:
             acc_entries=self._entries[True],
             request_bytes=self.request_bytes,
             warnings=tuple(warnings),
+            releases=np.asarray(self._releases if any(self._releases) else (), np.int32),
         )
 
     # -- rows

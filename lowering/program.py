@@ -160,6 +160,9 @@ class Program:
 
     rows: int32[n_rows, ROW_COLUMNS]; tiles: int32[n_tiles, TILE_COLUMNS];
     schedule: int32[n_layers, n_cores, 2], tile ranges [first, end); layers run one after the other in this order.
+    releases: int32[n_layers], or empty when no layer waits. 0: the layer starts in the core tick in which the one
+    before it ends, as seen from each core. c + 1: a launch; it starts in a later core tick, for all cores alike, and
+    not before core cycle c.
     pattern: int32[n_pattern], block offsets used by rows with PATTERN_START >= 0.
     spad_entries, acc_entries: entries per tile and half that the program needs (max over tiles).
     repeat: what results are extrapolated over; None: the program is the whole workload.
@@ -176,6 +179,7 @@ class Program:
     request_bytes: int = 32
     warnings: tuple[str, ...] = field(default=())
     repeat: Repeat | None = None
+    releases: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @property
     def n_cores(self) -> int:

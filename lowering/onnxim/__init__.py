@@ -1,23 +1,24 @@
 """Lowering as ONNXim does it, faults included: the front end of `--compat onnxim`.
 
-It covers single requests of graphs made of MatMul, Gemm and the operators that ONNXim passes through at no cost.
-The rules and the names of the quirks are those of `onnxim.md`.
+It covers single requests on ONNXim's `simple` scheduler. The rules and the names of the quirks are those of
+`onnxim.md`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import prod
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
 
+from hwconfigs.errors import UserError
 from hwconfigs.schema import HwConfig
-from lowering.emit import ProgramBuilder
 from lowering.models import LoadedModel, load_model
-from lowering.onnxim.gemm import Gemm, emit_gemm
-from lowering.onnxim.graph import GEMM_OPS, MATMUL_OPS, Graph, Layer, read_graph
-from lowering.program import LayerInfo, Program
+from lowering.onnxim.graph import GraphReader
+from lowering.onnxim.layers import LayerEmitter
+from lowering.onnxim.mapping_table import MappingTable
+from lowering.onnxim.tiling import read_mapping_file
+from lowering.program import Program
 
 
 def lower_onnxim(
@@ -29,45 +30,40 @@ def lower_onnxim(
 ) -> Program:
     """Lower `model` for `hw` exactly as ONNXim (its `simple` scheduler) would execute it.
 
-    model: a loaded model, an ONNX graph in memory (named by its graph), a path, or `onnx:NAME`.
-    batch: size of a symbolic first dimension; dims: sizes of symbolic dimensions by name.
-    Raises UserError for a file that is not ONNX, an operator outside the covered set, an open dimension, or a tile
-    that cannot fit.
+    model: a loaded model, an ONNX graph in memory (named by its graph), a path, or `onnx:NAME`. A mapping file
+    (`tiling.read_mapping_file`) of the model's name with suffix .mapping beside it is used.
+    batch: size of a symbolic first dimension; dims: sizes of symbolic dimensions by name. With `output_seq_len` among
+    them the graph is launched again, token by token, until `total_seq_len` comes to it (`onnxim.md` section 9.3).
+    Raises UserError for a file that is not ONNX, shapes and operators that ONNXim cannot run, an open dimension, a
+    mapping file that cannot be used, or a tile that cannot fit.
     """
+    given = {}
     if isinstance(model, onnx.ModelProto):
         name, proto = model.graph.name, model
     else:
         loaded = model if isinstance(model, LoadedModel) else load_model(model)
         name, proto = loaded.name, loaded.proto
-    graph = read_graph(proto, hw.precision_bytes, batch, dims or {})
-    builder = ProgramBuilder(name, hw.cores.count, hw.dram.request_bytes)
-    unplaced_tiles = 0
-    for started, layer in enumerate(graph.layers, start=1):
-        if layer.op in GEMM_OPS | MATMUL_OPS:
-            # Tiles rotate by one core a layer; nothing balances or steals afterwards (section 9.2).
-            gemm = _gemm(graph, layer)
-            emit_gemm(builder, hw, gemm, layer.name, layer.op, lambda i, s=started: (i + s) % hw.cores.count)
-        else:
-            builder.begin_layer(LayerInfo(layer.name, layer.op, notes=("free, as in the original",)))
-            builder.skip_tile(unplaced_tiles % hw.cores.count)
-            builder.end_layer()
-            unplaced_tiles += 1
-    return builder.build()
+        mapping_file = loaded.path.with_suffix(".mapping")
+        given = read_mapping_file(mapping_file) if mapping_file.is_file() else {}
+    emitter = LayerEmitter(name, hw, MappingTable(hw, given))
+    reader = GraphReader(proto, hw.precision_bytes)
+    for index, sizes in enumerate(_launches({"batch_size": batch, **(dims or {})})):
+        if index:
+            emitter.builder.launch()
+        emitter.emit_graph(reader.launch(batch, sizes))
+    return emitter.builder.build()
 
 
-def _gemm(graph: Graph, layer: Layer) -> Gemm:
-    operands = [graph.tensors[name] for name in layer.inputs]
-    output = graph.tensors[layer.outputs[0]]
-    bias = None
-    if layer.op in GEMM_OPS:
-        # A Gemm without bias loads one all the same, from address 0 (section 11).
-        bias = operands[2].address if len(operands) > 2 else 0
-    return Gemm(
-        n=prod(output.shape[:-1]),
-        m=output.shape[-1],
-        k=operands[0].shape[-1],
-        x=operands[0].address,
-        w=operands[1].address,
-        y=output.address,
-        bias=bias,
-    )
+def _launches(sizes: dict[str, int]) -> Iterator[dict[str, int]]:
+    """Sizes of the symbolic dimensions of every launch: the prompt, then one token after the other."""
+    yield sizes
+    lengths = ("seq_len", "past_seq_len", "total_seq_len", "output_seq_len")
+    if "output_seq_len" not in sizes:
+        return
+    missing = [name for name in lengths if name not in sizes]
+    if missing:
+        raise UserError(f"dimension output_seq_len needs {', '.join(missing)} too; set them with --dim")
+    sequence, past, total, end = (sizes[name] for name in lengths)
+    for done in range(total + 1, end):
+        past = past + 1 if past else sequence
+        yield sizes | {"seq_len": 1, "past_seq_len": past, "total_seq_len": done}

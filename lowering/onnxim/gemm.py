@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hwconfigs.schema import HwConfig
 from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
-from lowering.onnxim.mapping import GemmMapping, gemm_mapping
+from lowering.onnxim.mapping import GemmMapping
 from lowering.program import LayerInfo
 
 
@@ -38,28 +38,45 @@ class _Tile:
 
 
 def emit_gemm(
-    builder: ProgramBuilder, hw: HwConfig, gemm: Gemm, name: str, op: str, core_of: Callable[[int], int]
+    builder: ProgramBuilder,
+    hw: HwConfig,
+    gemm: Gemm,
+    mapping: GemmMapping,
+    name: str,
+    op: str,
+    core_of: Callable[[int], int],
+    *,
+    repeats: int = 1,
 ) -> None:
-    """Append the layer. Tiles go N outermost, then M, then K; `core_of(i)` places the i-th output tile."""
-    mapping = gemm_mapping(hw, gemm.n, gemm.m, gemm.k)
-    builder.begin_layer(_layer_info(hw, gemm, mapping, name, op))
-    output_tile = -1
-    for tile in _tiles(gemm, mapping):
-        output_tile += tile.k0 == 0
-        builder.begin_tile(core_of(output_tile), accumulate=tile.k0 > 0)
-        _emit_tile(builder, hw, gemm, tile)
-        builder.end_tile()
+    """Append the layer. Tiles go N outermost, then M, then K; `core_of(i)` places the i-th output tile.
+
+    repeats: how often all of its tiles are executed, one series after the other.
+    """
+    tiles = _tiles(gemm, mapping, hw.core(0).rows)
+    builder.begin_layer(_layer_info(hw, gemm, tiles * repeats, mapping, name, op))
+    for _ in range(repeats):
+        output_tile = -1
+        for tile in tiles:
+            output_tile += tile.k0 == 0
+            builder.begin_tile(core_of(output_tile), accumulate=tile.k0 > 0)
+            _emit_tile(builder, hw, gemm, tile)
+            builder.end_tile()
     builder.end_layer()
 
 
-def _tiles(gemm: Gemm, mapping: GemmMapping) -> list[_Tile]:
+def _tiles(gemm: Gemm, mapping: GemmMapping, block: int) -> list[_Tile]:
+    """Tiles whose sizes are no multiples of the block reach into their neighbours: the original does not clip them."""
+
+    def whole_blocks(size: int) -> int:
+        return -(-size // block) * block
+
     return [
         _Tile(
             n0,
             m0,
             k0,
-            min(mapping.n, gemm.n - n0),
-            min(mapping.m, gemm.m - m0),
+            min(whole_blocks(mapping.n), gemm.n - n0),
+            min(whole_blocks(mapping.m), gemm.m - m0),
             min(mapping.k, gemm.k - k0),
             k0 + mapping.k >= gemm.k,
         )
@@ -122,13 +139,13 @@ def _output_block(hw: HwConfig, gemm: Gemm, tile: _Tile, i: int, j: int, m_block
     return i * m_blocks + j, _rows(first, n_rows, gemm.m * p, columns * p, hw.dram.request_bytes)
 
 
-def _layer_info(hw: HwConfig, gemm: Gemm, mapping: GemmMapping, name: str, op: str) -> LayerInfo:
+def _layer_info(hw: HwConfig, gemm: Gemm, tiles: list[_Tile], mapping: GemmMapping, name: str, op: str) -> LayerInfo:
     block = hw.core(0).rows
-    passes = sum(-(-tile.m // block) * -(-tile.k // block) * -(-tile.n // block) for tile in _tiles(gemm, mapping))
+    passes = sum(-(-tile.m // block) * -(-tile.k // block) * -(-tile.n // block) for tile in tiles)
     return LayerInfo(
         name=name,
         op=op,
-        macs=gemm.n * gemm.m * gemm.k,
+        macs=sum(tile.n * tile.m * tile.k for tile in tiles),
         # Every pass loads new weights, and that takes as long as streaming a full block.
         systolic_cycles=passes * max(block, 4),
         notes=(f"tile N:{mapping.n} C:{mapping.k} M:{mapping.m}",),

@@ -2,22 +2,26 @@
 
 Addresses follow `onnxim.md` section 3: initializers in file order, then graph inputs (16 times their size), then
 the outputs of every node in file order. Layers follow section 9.2: a first-in-first-out list of the layers whose
-inputs exist.
+inputs exist. Shapes follow section 11: of images, the last dimension is the channels.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any
 
 import onnx
 
 from hwconfigs.errors import UserError
 from lowering.address_space import AddressSpace
+from lowering.onnxim.shapes import output_shape
 
 INPUT_SIZE_FACTOR = 16
+PROJECTION = "QkvProjection"
+"""Operator of the matrix product that the original inserts before every Attention."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,18 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Layer:
-    """One node. inputs, outputs: tensor names without the empty ones."""
+    """One node. inputs, outputs: tensor names without the empty ones; arity: number of inputs, empty ones included."""
 
     name: str
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    axis: int = 1
-    """Of Flatten: the first axis that goes into the second dimension."""
+    arity: int = 0
+    attributes: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def ints(self, name: str, default: Iterable[int]) -> tuple[int, ...]:
+        """A list attribute."""
+        return tuple(int(value) for value in self.attributes.get(name, default))
 
 
 @dataclass(frozen=True)
@@ -47,43 +55,66 @@ class Graph:
     layers: tuple[Layer, ...]
     tensors: Mapping[str, Tensor]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self.tensors[name].shape
 
-GEMM_OPS = frozenset({"Gemm", "FusedGemm"})
-MATMUL_OPS = frozenset({"MatMul"})
-UNCOVERED_OPS = frozenset(
-    {
-        "Conv", "FusedConv", "MaxPool", "GlobalAveragePool", "AveragePool", "AdaptiveAveragePool",
-        "Attention", "EmbedLayerNormalization", "SkipLayerNormalization", "BiasGelu", "FastGelu",
-    }
-)  # fmt: skip
-"""Nodes that ONNXim models (not merely passes through) and this lowering does not."""
+    def address(self, name: str) -> int:
+        """Address of a tensor in bytes."""
+        return self.tensors[name].address
 
 
-def read_graph(model: onnx.ModelProto, precision_bytes: int, batch: int, dims: Mapping[str, int]) -> Graph:
-    """Place the tensors of `model` in DRAM and order its layers.
+class GraphReader:
+    """Places the tensors of a model, for one launch after the other: nothing is ever freed, weights are placed once."""
 
-    dims: sizes of symbolic dimensions by name; a symbolic first dimension that it lacks is `batch`.
-    Raises UserError for an open dimension, an operator outside the covered set or a malformed graph.
-    """
-    space = AddressSpace()
-    tensors: dict[str, Tensor] = {}
+    def __init__(self, model: onnx.ModelProto, precision_bytes: int) -> None:
+        self._model, self._precision_bytes = model, precision_bytes
+        self._space = AddressSpace()
+        self._weights: dict[str, Tensor] = {}
+        for initializer in model.graph.initializer:
+            self._place(self._weights, initializer.name, tuple(initializer.dims))
 
-    def place(name: str, shape: tuple[int, ...], factor: int = 1) -> None:
-        tensors[name] = Tensor(shape, space.allocate(prod(shape) * precision_bytes * factor))
+    def launch(self, batch: int, dims: Mapping[str, int]) -> Graph:
+        """The graph with its inputs and results in fresh places.
 
-    for initializer in model.graph.initializer:
-        place(initializer.name, tuple(initializer.dims))
-    existing = set(tensors)
-    for value in model.graph.input:
-        if value.name not in existing:
-            place(value.name, _input_shape(value, batch, dims), INPUT_SIZE_FACTOR)
-    existing = set(tensors)
-    layers = [_layer(index, node) for index, node in enumerate(model.graph.node)]
-    for layer in layers:
-        shape = _output_shape(layer, tensors)
-        for output in layer.outputs:
-            place(output, shape)
-    return Graph(_starting_order(layers, existing), tensors)
+        dims: sizes of symbolic dimensions by name; a symbolic first dimension that it lacks is `batch`.
+        Raises UserError for an open dimension, a malformed graph, or a shape that the original does not take.
+        """
+        tensors = dict(self._weights)
+        inputs = [value for value in self._model.graph.input if value.name not in self._weights]
+        for value in inputs:
+            shape = _input_shape(value, batch, dims)
+            if len(self._model.graph.input) == 1 and len(shape) == 4 and shape[2] == shape[3]:
+                shape = (shape[0], shape[2], shape[3], shape[1])
+            self._place(tensors, value.name, shape, INPUT_SIZE_FACTOR)
+        existing = set(tensors)
+        layers = [_layer(index, node) for index, node in enumerate(self._model.graph.node)]
+        for layer in layers:
+            shapes = [tensors[name].shape for name in _known(layer, tensors)]
+            shape = output_shape(layer.name, layer.op, layer.attributes, shapes)
+            for output in layer.outputs:
+                self._place(tensors, output, shape)
+        layers = self._with_projections(layers, tensors)
+        return Graph(_starting_order(layers, existing), tensors)
+
+    def _place(self, tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], factor: int = 1) -> None:
+        tensors[name] = Tensor(shape, self._space.allocate(prod(shape) * self._precision_bytes * factor))
+
+    def _with_projections(self, layers: list[Layer], tensors: dict[str, Tensor]) -> list[Layer]:
+        """Every Attention waits for a hidden matrix product, whose node and three results come after all others."""
+        waiting, projections = [], []
+        for layer in layers:
+            if layer.op != "Attention":
+                waiting.append(layer)
+                continue
+            batch, tokens, _ = tensors[layer.inputs[0]].shape
+            third = tensors[layer.inputs[1]].shape[1] // 3
+            results = tuple(f"{layer.name}/{part}" for part in ("key", "query", "value"))
+            for result in results:
+                self._place(tensors, result, (batch, tokens, third))
+            projections.append(Layer(f"{layer.name}/projection", PROJECTION, layer.inputs[:3], results))
+            waiting.append(replace(layer, inputs=(*layer.inputs, *results)))
+        return [*waiting, *projections]
 
 
 def _input_shape(value: onnx.ValueInfoProto, batch: int, dims: Mapping[str, int]) -> tuple[int, ...]:
@@ -102,35 +133,23 @@ def _input_shape(value: onnx.ValueInfoProto, batch: int, dims: Mapping[str, int]
 
 
 def _layer(index: int, node: onnx.NodeProto) -> Layer:
-    name = node.name or f"{node.op_type}_{index}"
-    if node.op_type in UNCOVERED_OPS:
-        raise UserError(f"node {name}: --compat onnxim does not cover operator {node.op_type}")
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-    return Layer(name, node.op_type, tuple(filter(None, node.input)), tuple(filter(None, node.output)), axis)
+    return Layer(
+        name=node.name or f"{node.op_type}_{index}",
+        op=node.op_type,
+        inputs=tuple(filter(None, node.input)),
+        outputs=tuple(filter(None, node.output)),
+        arity=len(node.input),
+        attributes={item.name: onnx.helper.get_attribute_value(item) for item in node.attribute},
+    )
 
 
-def _output_shape(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+def _known(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     for name in layer.inputs:
         if name not in tensors:
             raise UserError(f"node {layer.name} ({layer.op}): input {name} is not produced by an earlier node")
     if not layer.inputs:
         raise UserError(f"node {layer.name}: --compat onnxim does not cover {layer.op} without inputs")
-    first = tensors[layer.inputs[0]].shape
-    if layer.op == "Flatten":
-        return (prod(first[: layer.axis]), prod(first[layer.axis :]))
-    if layer.op not in GEMM_OPS | MATMUL_OPS:
-        return first
-    weight = tensors[layer.inputs[1]].shape
-    if len(weight) != 2 or len(first) not in (2, 3):
-        raise UserError(
-            f"node {layer.name} ({layer.op}): --compat onnxim multiplies [N,K] or [B,S,K] by a matrix, "
-            f"not {list(first)} by {list(weight)}"
-        )
-    depth = first[-1]
-    if depth not in weight:
-        raise UserError(f"node {layer.name} ({layer.op}): shapes {list(first)} and {list(weight)} do not match")
-    columns = weight[1] if weight[0] == depth and layer.op in MATMUL_OPS else prod(weight) // depth
-    return (*first[:-1], columns)
+    return layer.inputs
 
 
 def _starting_order(layers: list[Layer], existing: set[str]) -> tuple[Layer, ...]:
@@ -138,13 +157,18 @@ def _starting_order(layers: list[Layer], existing: set[str]) -> tuple[Layer, ...
     done = set(existing)
     queue = deque(layer for layer in layers if done.issuperset(layer.inputs))
     queued = set(queue)
+    consumers: dict[str, list[Layer]] = {}
+    for layer in layers:
+        for name in layer.inputs:
+            consumers.setdefault(name, []).append(layer)
     order: list[Layer] = []
     while queue:
         layer = queue.popleft()
         order.append(layer)
         done.update(layer.outputs)
-        for other in layers:
-            if other not in queued and done.issuperset(other.inputs) and set(layer.outputs) & set(other.inputs):
-                queue.append(other)
-                queued.add(other)
+        for output in layer.outputs:
+            for other in consumers.get(output, ()):
+                if other not in queued and done.issuperset(other.inputs):
+                    queue.append(other)
+                    queued.add(other)
     return tuple(order)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isqrt
 
 from hwconfigs.errors import UserError
-from hwconfigs.schema import HwConfig
+from hwconfigs.schema import CoreConfig, HwConfig
 
 ACC_ROW_BYTES = 32
 
@@ -28,18 +28,23 @@ def gemm_mapping(hw: HwConfig, n: int, m: int, k: int) -> GemmMapping:
     Raises UserError when the array is not square or one block does not fit the memories.
     """
     core = hw.core(0)
-    d = core.rows
-    if core.cols != d or d & (d - 1):
-        raise UserError(
-            f"--compat onnxim needs a square systolic array whose side is a power of two, not {core.rows}x{core.cols}"
-            " (cores.rows, cores.cols)"
-        )
+    d = check_array(core)
     ij, kk = _largest_tile_blocks(core.spad_kib * 1024, core.acc_kib * 1024, d, hw.precision_bytes)
     tiles_n = min(_ceil(n, d), _ceil(n, ij * d))
     tiles_m = min(_ceil(m, d), _ceil(m, ij * d))
     tiles_k = min(_ceil(k, d), _ceil(k, kk * d))
     tiles_n, tiles_m = _spread_over_cores(tiles_n, tiles_m, n, m, hw.cores.count)
     return GemmMapping(_inner(n, tiles_n, d), _inner(m, tiles_m, d), _inner(k, tiles_k, d))
+
+
+def check_array(core: CoreConfig) -> int:
+    """The side of the array. Raises UserError when it is not square or its side is no power of two."""
+    if core.cols != core.rows or core.rows & (core.rows - 1):
+        raise UserError(
+            f"--compat onnxim needs a square systolic array whose side is a power of two, not {core.rows}x{core.cols}"
+            " (cores.rows, cores.cols)"
+        )
+    return core.rows
 
 
 def _largest_tile_blocks(spad_bytes: int, acc_bytes: int, d: int, precision_bytes: int) -> tuple[int, int]:

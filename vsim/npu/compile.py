@@ -31,6 +31,9 @@ UNBOUNDED = FAR // 2
 # configuration says, its input buffer 256, and a pass through the array occupies four rows at least (Gemmini).
 ONNXIM_QUEUE = 257
 ONNXIM_WRAPPER = 256
+ONNXIM_PENDING = 1024
+"""Reads under way in a channel. Unbounded in ONNXim; many are under way where tiles read what was just written: a tick
+forwards one read from the write queue, and completes one."""
 MIN_ROWS = 4
 WRITE_HIGH, WRITE_LOW = 0.8, 0.2
 """Fill of the write queue at which a controller turns to writes, and back to reads."""
@@ -96,7 +99,7 @@ def shape_of(hw: HwConfig, needs: ProgramNeeds, *, compat: bool) -> NpuShape:
         "entries": _power_of_two(needs.entries, 8),
         "layers": _power_of_two(needs.layers, 8),
         "fixed_latency_dram": fixed,
-        "dram": _dram_shape(hw, queue),
+        "dram": _dram_shape(hw, queue, ONNXIM_PENDING if compat else PENDING),
     }
     if compat:
         return NpuShape(
@@ -130,7 +133,7 @@ def _compat_responses(hw: HwConfig, needs: ProgramNeeds) -> int:
     return _power_of_two(2 * needs.inflight // hw.dram.channels, 64)
 
 
-def _dram_shape(hw: HwConfig, queue: int) -> DramShape:
+def _dram_shape(hw: HwConfig, queue: int, pending: int) -> DramShape:
     channels = hw.dram.channels
     if hw.dram.standard == SIMPLE_DRAM:
         return DramShape(channels=channels, ranks=1, groups=1, banks=1, queue=1, pending=1)
@@ -147,7 +150,7 @@ def _dram_shape(hw: HwConfig, queue: int) -> DramShape:
         groups=groups,
         banks=groups * organisation.banks,
         queue=queue,
-        pending=PENDING,
+        pending=pending,
     )
 
 
@@ -251,4 +254,5 @@ def tables_of(programs: Sequence[Program], shape: NpuShape) -> ProgramTables:
         schedule=stacked([p.schedule for p in programs], shape.layers, shape.cores, 2),
         pattern=stacked([p.pattern for p in programs], n_pattern),
         layer_count=stacked([np.asarray(p.n_layers, np.int32) for p in programs]),
+        releases=stacked([p.releases for p in programs], shape.layers),
     )

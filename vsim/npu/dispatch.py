@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lowering.program import TileCol
-from vsim.npu.fields import add, any_of, numbers, one_hot, pick_row, put, settle
+from vsim.npu.fields import FAR, add, any_of, numbers, one_hot, pick_row, put, settle
 from vsim.npu.types import CoreState, NpuParams, ProgramTables, ScheduleState
 
 RADIX_BITS = 30
@@ -19,12 +19,14 @@ RADIX_MASK = (1 << RADIX_BITS) - 1
 
 
 def start(program: ProgramTables, which: Array, layers: int) -> ScheduleState:
-    """The first layer is ready before the first tick."""
+    """The first layer is ready before the first tick, unless it is a launch."""
     first, end = _ranges(program, which, jnp.zeros_like(which))
+    waiting = _release(program, which, jnp.zeros_like(which)) > 0
     lanes = which.size
     return ScheduleState(
         layer=jnp.zeros(lanes, jnp.int32),
-        tiles_left=jnp.sum(end - first, axis=0),
+        waiting=waiting,
+        tiles_left=jnp.where(waiting, 0, jnp.sum(end - first, axis=0)),
         next_tile=first,
         start=jnp.zeros((layers, 2, lanes), jnp.int32),
         finish=jnp.zeros((layers, 2, lanes), jnp.int32),
@@ -41,6 +43,28 @@ def _ranges(program: ProgramTables, which: Array, layer: Array) -> tuple[Array, 
     return table.at[row].get(mode="clip"), table.at[row + 1].get(mode="clip")
 
 
+def _release(program: ProgramTables, which: Array, layer: Array) -> Array:
+    """int32[L]: 0, or 1 + the first core cycle at which the layer (int32[L]) may start."""
+    _, layers = program.releases.shape
+    return program.releases.reshape(-1).at[which * layers + layer].get(mode="clip")
+
+
+def _cycles_to_launch(program: ProgramTables, which: Array, s: ScheduleState, core: CoreState) -> Array:
+    """int32[L]: core cycles until a waiting layer may start, at most FAR; <= 0 when it may."""
+    release = _release(program, which, s.layer) - 1
+    high, low = absolute(core)
+    high, low = (release >> RADIX_BITS) - high, (release & RADIX_MASK) - low
+    # |low| < 2**30: within one step of the high word the sum fits int32.
+    near = jnp.where(high > 0, 1, jnp.where(high < 0, -1, 0)) * (1 << RADIX_BITS)
+    return jnp.where(high > 1, FAR, jnp.minimum(near + low, FAR))
+
+
+def next_launch(program: ProgramTables, which: Array, s: ScheduleState, core: CoreState) -> Array:
+    """int32[L]: core tick, in the count of `core.now`, at which a waiting layer starts; FAR when none waits."""
+    wait = jnp.minimum(_cycles_to_launch(program, which, s, core), FAR - core.now)
+    return jnp.where(s.waiting, core.now + wait, FAR)
+
+
 def dispatch(
     params: NpuParams, program: ProgramTables, which: Array, s: ScheduleState, core: CoreState, on: Array
 ) -> tuple[ScheduleState, CoreState, Array]:
@@ -53,26 +77,29 @@ def dispatch(
 
     layers = program.layer_count.at[which].get(mode="clip")
     _, old_end = _ranges(program, which, jnp.minimum(s.layer, layers - 1))
-    following = s.layer + 1
+    following = jnp.where(s.waiting, s.layer, s.layer + 1)
     has_next = following < layers
     next_first, next_end = _ranges(program, which, jnp.minimum(following, layers - 1))
-    begins = layer_done & has_next
+    launches = settle(on & s.waiting & (_cycles_to_launch(program, which, s, core) <= 0))
+    holds = layer_done & has_next & (_release(program, which, following) > 0)
+    begins = launches | (layer_done & has_next & ~holds)
 
     next_tile = settle(jnp.where(begins, next_first, s.next_tile))
     end = jnp.where(begins, next_end, old_end)
-    may_ask = jnp.where(layer_done, sees_next & has_next, s.layer < layers)
+    may_ask = jnp.where(layer_done, sees_next & begins, launches | ((s.layer < layers) & ~s.waiting))
     full = core.resident[:, 0] & core.resident[:, 1]
     asks = settle(on & may_ask & ~full & (next_tile < end))
     core = _place(params, program, which, core, next_tile, asks)
     now = absolute(core)
     s = s.replace(
         layer=s.layer + layer_done,
+        waiting=(s.waiting & ~launches) | holds,
         tiles_left=jnp.where(begins, jnp.sum(next_end - next_first, axis=0), s.tiles_left - reported[-1]),
         next_tile=next_tile + asks,
         finish=_record(s.finish, s.layer, now, layer_done),
         start=_record(s.start, following, now, begins),
     )
-    return s, core, any_of(report | asks)
+    return s, core, any_of(report | asks) | launches
 
 
 def _running_count(flags: Array) -> Array:

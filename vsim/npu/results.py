@@ -86,7 +86,8 @@ def _layers(hw: HwConfig, program: Program, state: NpuOutcome) -> tuple[dict[str
     bounds, roofs = bounds_of(hw, program), roofs_of(hw)
     rows = []
     for index, layer in enumerate(program.layers):
-        start = _two_words(state.schedule.start[index]) if index <= done else None
+        started = index < done or (index == done and not state.schedule.waiting)
+        start = _two_words(state.schedule.start[index]) if started else None
         finish = _two_words(state.schedule.finish[index]) if index < done else None
         duration = finish - start if start is not None and finish is not None else 0
         load = int(state.schedule.load_requests[index]) * hw.dram.request_bytes

@@ -50,7 +50,7 @@ def step(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState
         zeros = jnp.zeros_like(s.status)
         skips = lax.cond(
             jnp.any(may_skip),
-            lambda: _find_skip(shape, params, s, may_skip),
+            lambda: _find_skip(shape, params, program, s, may_skip),
             lambda: _Skip(zeros, zeros, zeros, jnp.zeros_like(may_skip)),
         )
         return _skip_idle(params, s, skips)
@@ -210,7 +210,7 @@ def _may_skip(params: NpuParams, s: NpuState) -> Array:
     return settle(~s.done & (s.status == 0) & twice & (params.idle_skip > 0))
 
 
-def _find_skip(shape: NpuShape, params: NpuParams, s: NpuState, may_skip: Array) -> _Skip:
+def _find_skip(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState, may_skip: Array) -> _Skip:
     """How many ticks of each domain change nothing.
 
     A quiet domain changes at its own next event at the earliest; a domain that is not quiet at its next tick. Before
@@ -220,13 +220,15 @@ def _find_skip(shape: NpuShape, params: NpuParams, s: NpuState, may_skip: Array)
     def wait(quiet: Array, event: Array, now: Array, period_ps: Array) -> Array:
         return jnp.where(quiet, _ticks_until(event, now, period_ps), 0)
 
-    core_wait = wait(s.core_quiet, _next_core_event(s.core), s.core.now, params.core_period_ps)
+    launch = dispatch.next_launch(program, s.program, s.schedule, s.core)
+    next_core_event = jnp.minimum(_next_core_event(s.core), launch)
+    core_wait = wait(s.core_quiet, next_core_event, s.core.now, params.core_period_ps)
     noc_wait = wait(s.noc_quiet, _next_noc_event(s), s.noc.now, params.noc_period_ps)
     dram_wait = wait(s.dram_quiet, _next_dram_event(shape, s), s.dram.clock, params.dram_period_ps)
     waits = [(s.core_time, core_wait), (s.noc_time, noc_wait), (s.dram_time, dram_wait)]
     horizon = least(jnp.stack([time + wait for time, wait in waits]))
     waits_for_memory = (dram.has_work(s.dram) | any_of(s.noc.wrapped > 0)) & ~dram.is_stuck(s.dram)
-    ever = (core_wait < FAR_PS) | (noc_wait < FAR_PS) | waits_for_memory
+    ever = (core_wait < FAR_PS) | (noc_wait < FAR_PS) | waits_for_memory | s.schedule.waiting
     all_quiet = s.core_quiet & s.noc_quiet & s.dram_quiet
     dead = may_skip & all_quiet & ~ever & ~any_of(s.core.finished != 0)
     skip = may_skip & ~dead

@@ -102,7 +102,8 @@ class ProgramTables(struct.PyTreeNode):
     """Programs of a batch, stacked and padded; `lowering.program` says what the columns mean.
 
     rows: int32[programs, rows, ROW_COLUMNS], tiles: int32[programs, tiles, TILE_COLUMNS],
-    schedule: int32[programs, N, C, 2], pattern: int32[programs, entries], layer_count: int32[programs].
+    schedule: int32[programs, N, C, 2], pattern: int32[programs, entries], layer_count: int32[programs],
+    releases: int32[programs, N].
     """
 
     rows: Array
@@ -110,6 +111,7 @@ class ProgramTables(struct.PyTreeNode):
     schedule: Array
     pattern: Array
     layer_count: Array
+    releases: Array
 
 
 class Pass(NamedTuple):
@@ -201,6 +203,8 @@ class ScheduleState(struct.PyTreeNode):
 
     layer: Array
     """int32[], N when all are done."""
+    waiting: Array
+    """bool[], the layer is a launch that has not started yet."""
     tiles_left: Array
     """int32[], tiles of the layer not yet reported finished."""
     next_tile: Array

@@ -1,0 +1,273 @@
+"""A convolution as ONNXim tiles it and orders its instructions, faults included (`onnxim.md` section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwconfigs.errors import UserError
+from hwconfigs.schema import HwConfig
+from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
+from lowering.onnxim.tiling import Loops
+from lowering.program import LayerInfo
+
+WINDOW = 0
+"""Scratchpad entry of the input window; the weight blocks follow it."""
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution of one group, images channels-last; addresses in bytes.
+
+    image: rows, columns and channels of the input. stride, dilation: along rows and along columns.
+    """
+
+    name: str
+    extents: Loops
+    image: tuple[int, int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    x: int
+    w: int
+    y: int
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """First index and extent of every loop; starts, ends: its sums are new, its sums are complete."""
+
+    first: Loops
+    size: Loops
+    starts: bool
+    ends: bool
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What all tiles of a layer share. block: side of a weight block and of a block of output pixels."""
+
+    builder: ProgramBuilder
+    conv: Conv
+    inner: Loops
+    block: int
+    element_bytes: int
+    request_bytes: int
+    half_spad_bytes: int
+
+
+def emit_conv(
+    builder: ProgramBuilder, hw: HwConfig, conv: Conv, inner: Loops, op: str, core_of: Callable[[int], int]
+) -> None:
+    """Append the layer, cut into tiles of extents `inner`; `core_of(i)` places the i-th output tile.
+
+    Raises UserError when a tile does not fit half a scratchpad or reads nothing of its input.
+    """
+    core = hw.core(0)
+    half = core.spad_kib * 1024 // 2
+    setting = _Setting(builder, conv, inner, core.cols, hw.precision_bytes, hw.dram.request_bytes, half)
+    tiles = list(_tiles(conv.extents, inner))
+    builder.begin_layer(_layer_info(setting, tiles, op))
+    output_tile = -1
+    for tile in tiles:
+        output_tile += tile.starts
+        builder.begin_tile(core_of(output_tile), accumulate=not tile.starts)
+        _load(setting, tile)
+        _multiply(setting, tile)
+        if tile.ends:
+            builder.store_many(_stores(setting, tile))
+        builder.end_tile()
+    builder.end_layer()
+
+
+def _tiles(total: Loops, inner: Loops) -> Iterator[_Tile]:
+    """Images outermost, then output columns, rows and channels, the kernel, and input channels innermost."""
+    counts = total.tiles(inner)
+    order = counts.n, counts.p, counts.q, counts.m, counts.s, counts.r, counts.c
+    for n, p, q, m, s, r, c in product(*map(range, order)):
+        index = Loops(n, c, m, s, r, q, p)
+        first = Loops(*(i * size for i, size in zip(index, inner, strict=True)))
+        size = Loops(*(min(most, whole - at) for most, whole, at in zip(inner, total, first, strict=True)))
+        yield _Tile(first, size, not (s or r or c), (s, r, c) == (counts.s - 1, counts.r - 1, counts.c - 1))
+
+
+def _starts(extent: int, block: int) -> range:
+    return range(0, extent, block)
+
+
+def _load(setting: _Setting, tile: _Tile) -> None:
+    window, weights = _window(setting, tile), _weights(setting, tile)
+    loaded = setting.request_bytes * (window.requests + sum(block.requests for _, block in weights))
+    if loaded > setting.half_spad_bytes:
+        raise UserError(
+            f"node {setting.conv.name}: a tile of {setting.inner} loads {loaded} bytes, more than the "
+            f"{setting.half_spad_bytes} of half a scratchpad"
+        )
+    setting.builder.load(WINDOW, window)
+    setting.builder.load_many(weights)
+
+
+def _window(setting: _Setting, tile: _Tile) -> Descriptor:
+    """The input pixels. Their origin is not multiplied by the stride, and only every stride-th is loaded (Q2)."""
+    conv, element = setting.conv, setting.element_bytes
+    rows, columns, channels = conv.image
+    first_row, n_rows = _visible(setting, tile.first.q, 0)
+    first_column, n_columns = _visible(setting, tile.first.p, 1)
+    pixel = channels * element
+    start = ((tile.first.n * rows + first_row) * columns + first_column) * pixel + tile.first.c * element
+    levels = (
+        (tile.size.n, rows * columns * pixel),
+        (n_rows, conv.stride[0] * columns * pixel),
+        (n_columns, conv.stride[1] * pixel),
+    )
+    return Descriptor.from_segments(conv.x + start, levels, tile.size.c * element, setting.request_bytes)
+
+
+def _visible(setting: _Setting, first_output: int, axis: int) -> tuple[int, int]:
+    """First index inside the image that the window of `inner` outputs loads along an axis, and how many it loads."""
+    conv, inner = setting.conv, setting.inner
+    outputs, kernel = ((inner.q, conv.extents.s), (inner.p, conv.extents.r))[axis]
+    reach = conv.dilation[axis] * (kernel - 1)
+    origin = first_output - reach // 2
+    loaded = range(origin, origin + (outputs - 1) * conv.stride[axis] + reach + 1, conv.stride[axis])
+    inside = [index for index in loaded if 0 <= index < conv.image[axis]]
+    if not inside:
+        raise UserError(f"node {conv.name}: a tile of {inner} reads nothing of its input")
+    return inside[0], len(inside)
+
+
+def _weights(setting: _Setting, tile: _Tile) -> list[tuple[int, Descriptor]]:
+    """Weight blocks by output channels, kernel position and input channels.
+
+    Output channels that share a block share one address (Q1), so a block is as large as one row of input channels.
+    """
+    conv, block, element = setting.conv, setting.block, setting.element_bytes
+    total, first, size = conv.extents, tile.first, tile.size
+    padded = -(-total.c // block) * block
+    group = total.s * total.r * padded
+    items: list[tuple[int, Descriptor]] = []
+    for m, s, r, c in product(_starts(size.m, block), range(size.s), range(size.r), _starts(size.c, block)):
+        first_group = (first.m + m) // block
+        last_group = (first.m + min(m + block, size.m) - 1) // block
+        start = first_group * group + ((first.s + s) * total.r + first.r + r) * padded + first.c + c
+        descriptor = Descriptor.from_segments(
+            conv.w + start * element,
+            ((last_group - first_group + 1, group * element),),
+            min(block, size.c - c) * element,
+            setting.request_bytes,
+        )
+        items.append((WINDOW + 1 + len(items), descriptor))
+    return items
+
+
+def _results(setting: _Setting, tile: _Tile) -> NDArray[np.int64]:
+    """int64[images, blocks of rows, of columns, of channels]: accumulator entry of every block of results.
+
+    Blocks whose addresses lie in one memory block share an entry, as they share an address in the original.
+    """
+    inner, size, block = setting.inner, tile.size, setting.block
+    images, rows, columns, channels = np.ix_(
+        np.arange(size.n), *(np.arange(0, extent, block) for extent in (size.q, size.p, size.m))
+    )
+    elements = ((images * inner.q + rows) * inner.p + columns) * inner.m + channels
+    addresses = elements * setting.element_bytes // setting.request_bytes
+    return np.unique(addresses, return_inverse=True)[1].reshape(addresses.shape)
+
+
+def _multiply(setting: _Setting, tile: _Tile) -> None:
+    """For every weight block one pass for each block of output pixels; the first of them loads the weights."""
+    size, block = tile.size, setting.block
+    entries = _results(setting, tile)
+    per_channel_block = size.s * size.r * len(_starts(size.c, block))
+    for index in range(entries.shape[3]):
+        weight = WINDOW + 1 + index * per_channel_block
+        of_channels = entries[..., index]
+        steps = _even_steps(of_channels)
+        if steps is not None:
+            setting.builder.systolic(
+                dst=Operand(int(of_channels[0, 0, 0]), (0, *steps), acc=True),
+                src_a=Operand(WINDOW),
+                src_b=Operand(weight, (1, 0, 0)),
+                counts=(per_channel_block, *of_channels.shape[1:]),
+                size1=_extent(size.q, block),
+                size2=_extent(size.p, block),
+                preload="first",
+            )
+        else:
+            for block_index in range(weight, weight + per_channel_block):
+                _passes(setting, tile, of_channels, block_index)
+
+
+def _passes(setting: _Setting, tile: _Tile, entries: NDArray[np.int64], weight: int) -> None:
+    """The passes of one weight block, one by one; entries: int64[images, blocks of rows, of columns]."""
+    block = setting.block
+    for image, row, column in np.ndindex(*entries.shape):
+        setting.builder.systolic(
+            dst=Operand(int(entries[image, row, column]), acc=True),
+            src_a=Operand(WINDOW),
+            src_b=Operand(weight),
+            size1=Extent(min(block, tile.size.q - row * block)),
+            size2=Extent(min(block, tile.size.p - column * block)),
+            preload="none" if image or row or column else "all",
+        )
+
+
+def _even_steps(entries: NDArray[np.int64]) -> tuple[int, int] | None:
+    """Steps along rows and columns when the entries of a single image are evenly spaced."""
+    images, rows, columns = entries.shape
+    row_step = int(entries[0, 1, 0] - entries[0, 0, 0]) if rows > 1 else 0
+    column_step = int(entries[0, 0, 1] - entries[0, 0, 0]) if columns > 1 else 0
+    even = entries[0, 0, 0] + np.arange(rows)[:, None] * row_step + np.arange(columns) * column_step
+    return (row_step, column_step) if images == 1 and np.array_equal(entries[0], even) else None
+
+
+def _extent(size: int, block: int) -> Extent:
+    return Extent(min(block, size), (size - 1) % block + 1)
+
+
+def _stores(setting: _Setting, tile: _Tile) -> list[tuple[int, Descriptor]]:
+    """Results by image, rows, columns and channels.
+
+    A block stores the columns up to a whole block even where the tile ends before (they are the next tile's).
+    """
+    conv, block, element = setting.conv, setting.block, setting.element_bytes
+    total, first, size = conv.extents, tile.first, tile.size
+    entries = _results(setting, tile)
+    pixel = total.m * element
+    items: list[tuple[int, Descriptor]] = []
+    for image, row, column, channel in np.ndindex(*entries.shape):
+        q, p, m = row * block, column * block, channel * block
+        start = ((first.n + image) * total.q + first.q + q) * total.p + first.p + p
+        descriptor = Descriptor.from_segments(
+            conv.y + start * pixel + (first.m + m) * element,
+            ((min(block, size.q - q), total.p * pixel), (min(block, size.p - p), pixel)),
+            min(block, total.m - first.m - m) * element,
+            setting.request_bytes,
+        )
+        items.append((int(entries[image, row, column, channel]), descriptor))
+    return items
+
+
+def _layer_info(setting: _Setting, tiles: list[_Tile], op: str) -> LayerInfo:
+    block, total = setting.block, setting.conv.extents
+    systolic_cycles = 0
+    for tile in tiles:
+        size = tile.size
+        rows = [
+            min(block, size.q - q) * min(block, size.p - p)
+            for q, p in product(_starts(size.q, block), _starts(size.p, block))
+        ] * size.n
+        weights = len(_starts(size.m, block)) * size.s * size.r * len(_starts(size.c, block))
+        # The pass that loads weights occupies the array for as many cycles as it has rows, at least.
+        systolic_cycles += weights * (sum(max(count, 4) for count in rows) + max(block - max(rows[0], 4), 0))
+    outputs = total.n * total.q * total.p * total.m
+    return LayerInfo(
+        name=setting.conv.name,
+        op=op,
+        macs=outputs * total.c * total.s * total.r,
+        systolic_cycles=systolic_cycles,
+        notes=(f"tile {setting.inner}",),
+    )
