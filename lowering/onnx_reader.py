@@ -23,6 +23,7 @@ from hwconfigs.errors import nearest
 from lowering import contrib_schemas
 from lowering.ir import Attribute, Graph, Node, Tensor
 from lowering.models import LoadedModel, ModelError
+from lowering.patterns import recognise
 
 _FOLD_ELEMENTS = 1024
 """Constants up to this many elements take part in folding: shapes, axes, scalars. Larger ones are weights."""
@@ -39,11 +40,14 @@ _FOLD_ROUNDS = 2
 """The second round folds what the first one's shape inference made constant."""
 
 
-def read_graph(model: LoadedModel, batch: int = 1, dims: Mapping[str, int] | None = None) -> Graph:
+def read_graph(
+    model: LoadedModel, batch: int = 1, dims: Mapping[str, int] | None = None, *, patterns: bool = True
+) -> Graph:
     """The model's graph with every dimension fixed.
 
     batch: size of the first dimension of every input where the model leaves it open, or was exported with 1.
     dims: sizes of open dimensions by their name in the file; an unnamed one is called `input.axis`.
+    patterns: whether decomposed attention, normalisations and activations are recognised (`lowering.patterns`).
     Raises ModelError: an open dimension, an unknown name in `dims`, a graph whose shapes contradict each other.
     """
     if batch < 1:
@@ -61,6 +65,8 @@ def read_graph(model: LoadedModel, batch: int = 1, dims: Mapping[str, int] | Non
     for output in proto.graph.output:
         output.type.tensor_type.ClearField("shape")
     proto = _infer(model, _fold(model, proto))
+    if patterns:
+        proto = recognise(proto)
     return _build(model, proto, weights, {item.name for item in inputs})
 
 
