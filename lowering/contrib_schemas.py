@@ -19,11 +19,20 @@ _TYPES = [
     for name in ("float", "float16", "bfloat16", "double", "int8", "uint8", "int16", "uint16", "int32", "int64", "bool")
 ]
 
+_FUNCTIONS = ("GroupNormalization", "MeanVarianceNormalization")
+"""Operators of ONNX that are defined by a function whose shapes onnx cannot follow; they have those of input 0."""
+
 Infer = Callable[[InferenceContext], None]
 
 
 def register() -> None:
-    """Add the schemas of this module that onnx does not have yet."""
+    """Add the schemas of this module that onnx does not have yet, and shapes where its own schemas give none."""
+    for name in _FUNCTIONS:
+        schema = defs.get_schema(name)
+        if not schema.has_type_and_shape_inference_function:
+            schema.set_type_and_shape_inference_function(_like(0))
+            defs.deregister_schema(name, schema.since_version, "")
+            defs.register_schema(schema)
     wanted = [(DOMAIN, name, infer) for name, infer in SCHEMAS.items()]
     # ONNX Runtime's optimiser leaves this one in ONNX's own domain.
     wanted.append(("", "SimplifiedLayerNormalization", _like(0)))

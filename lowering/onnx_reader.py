@@ -26,8 +26,10 @@ from onnxscript.optimizer import fold_constants_ir
 
 from hwconfigs.errors import nearest
 from lowering import contrib_schemas
+from lowering.control_flow import unroll
 from lowering.ir import Attribute, Graph, Node, Tensor
 from lowering.models import LoadedModel, ModelError
+from lowering.validation import check_sizes, check_structure
 
 _FOLD_ELEMENTS = 1024
 """Constants up to this many elements take part in folding: shapes, axes, scalars. Larger ones are weights."""
@@ -68,7 +70,11 @@ def read_graph(model: LoadedModel, batch: int = 1, dims: Mapping[str, int] | Non
     del proto.graph.value_info[:]
     for output in proto.graph.output:
         output.type.tensor_type.ClearField("shape")
-    proto = _infer(model, _fold(model, proto))
+    check_structure(model, proto)
+    folded = _fold(model, proto)
+    if unroll(folded, model.path):
+        folded = _fold(model, folded)
+    proto = _infer(model, folded)
     return _build(model, proto, weights, {item.name for item in inputs})
 
 
@@ -213,6 +219,7 @@ def _build(model: LoadedModel, proto: onnx.ModelProto, weights: set[str], inputs
         if not node.outputs[0].constant:
             _check_reshape(model, node)
             nodes.append(node)
+    check_sizes(model, nodes)
     return Graph(
         name=model.name,
         opset=model.opset,
