@@ -68,4 +68,7 @@ def lower(
     forced = parse_mapping(mapping) if isinstance(mapping, str) else mapping
     chooser = Forced(forced) if isinstance(forced, Mapping) else forced
     graph = read_graph(loaded, batch, dims)
-    return lower_graph(graph, Chip.of(hw), skip_unknown=skip_unknown, mapping=chooser)
+    try:
+        return lower_graph(graph, Chip.of(hw), skip_unknown=skip_unknown, mapping=chooser)
+    except UserError as error:
+        raise type(error)(f"model {loaded.path}: {error}") from error
