@@ -141,17 +141,15 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class Repeat:
-    """Layers first..end-1 of a program, which stand for `times` more of themselves that it does not contain.
+    """Equal units of a network (decoder layers), of which the program contains only the first ones.
 
-    They are one unit of a network (a decoder layer), called `prefix` in their names followed by `number` and a dot;
-    the units left out follow it, with the next numbers.
+    units: (first, end) of the program layers of each unit in it, in order and one behind the other; the names of unit i
+    begin with `prefix`, i and a dot. total: units of the whole network.
     """
 
     prefix: str
-    number: int
-    first: int
-    end: int
-    times: int
+    units: tuple[tuple[int, int], ...]
+    total: int
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from hwconfigs.errors import nearest
@@ -84,9 +85,13 @@ def _simulated_layers(model: Architecture, steady: int | None) -> int:
 
 
 def with_repeat(program: Program, simulated: int, layers: int) -> Program:
-    """The program of the first `simulated` of `layers` equal layers, whose last one is to stand for the rest."""
-    last = f"{LAYER_PREFIX}{simulated - 1}."
-    rows = [index for index, layer in enumerate(program.layers) if layer.name.startswith(last)]
-    if rows != list(range(rows[0], rows[-1] + 1)):
-        raise ValueError(f"the rows of {last} do not follow one another: {rows}")
-    return replace(program, repeat=Repeat(LAYER_PREFIX, simulated - 1, rows[0], rows[-1] + 1, layers - simulated))
+    """The program of the first `simulated` of `layers` equal layers, which are to stand for the rest."""
+    units = []
+    for number in range(simulated):
+        prefix = f"{LAYER_PREFIX}{number}."
+        rows = [index for index, layer in enumerate(program.layers) if layer.name.startswith(prefix)]
+        units.append((rows[0], rows[-1] + 1))
+    lengths = {end - first for first, end in units}
+    if len(lengths) > 1 or any(before[1] != after[0] for before, after in pairwise(units)):
+        raise ValueError(f"the layers of {program.name} are not alike: {units}")
+    return replace(program, repeat=Repeat(LAYER_PREFIX, tuple(units), layers))

@@ -1,8 +1,9 @@
 """Results of a workload of which only the first of many equal layers were simulated.
 
-The last simulated layer of the network (a unit of several program layers, see `lowering.program.Repeat`) is taken to
-be in steady state: each layer that was left out lasts as long, and moves as many bytes. Since program layers run one
-after another, all that a layer inherits from the one before are open rows, refresh phases and writes on their way.
+The simulated layers of the network (units of several program layers, see `lowering.program.Repeat`) are repeated in
+turn until there are as many as the network has. Since program layers run one after another, all that a layer inherits
+from the one before are open rows, the phase of refresh, and writes on their way: a layer whose length is near the
+refresh interval may meet one refresh more or less than its neighbour, which averages out over the simulated ones.
 """
 
 from __future__ import annotations
@@ -25,37 +26,40 @@ def extrapolate(result: SimResult, repeat: Repeat) -> SimResult:
     """
     if result.status != OK:
         return result
-    rows = result.layers
-    unit = rows[repeat.first : repeat.end]
-    before = rows[repeat.first - 1]["finish_cycle"] if repeat.first else 0
-    steady_cycles = unit[-1]["finish_cycle"] - before
-    added = [
-        _moved(row, (time + 1) * steady_cycles, _name(row["name"], repeat, time))
-        for time in range(repeat.times)
-        for row in unit
-    ]
-    shift = repeat.times * steady_cycles
-    after = [_moved(row, shift, row["name"]) for row in rows[repeat.end :]]
+    rows, units = result.layers, repeat.units
+    start, end = units[0][0], units[-1][1]
+    simulated = len(units)
+    added: list[dict[str, Any]] = []
+    shift = 0
+    for number in range(simulated, repeat.total):
+        first, last = units[number % simulated]
+        # A unit lasts from the end of what was before it to its own end; `clock` is where the added part has got to.
+        begins = rows[first - 1]["finish_cycle"] if first else 0
+        clock = rows[end - 1]["finish_cycle"] + shift
+        own = f"{repeat.prefix}{number % simulated}."
+        for row in rows[first:last]:
+            name = f"{repeat.prefix}{number}.{row['name'].removeprefix(own)}{MARK}"
+            added.append(_moved(row, clock - begins, name))
+        shift += rows[last - 1]["finish_cycle"] - begins
     cycles = result.cycles + shift
     time_us = result.time_us * cycles / result.cycles
-    total = repeat.number + 1 + repeat.times
+    before = rows[start - 1]["finish_cycle"] if start else 0
     return replace(
         result,
         cycles=cycles,
         time_us=time_us,
-        layers=(*rows[: repeat.end], *added, *after),
+        layers=(*rows[:end], *added, *(_moved(row, shift, row["name"]) for row in rows[end:])),
         dram=_dram(result.dram, added, time_us),
         warnings=(
             *result.warnings,
-            f"extrapolated: {repeat.number + 1} of {total} layers were simulated ({result.cycles:,} cycles); each of "
-            f"the others is taken to last {steady_cycles:,} cycles, as the last simulated one. Row-buffer counts and "
-            "the figures of cores, channels and NoC are those of the simulated part",
+            f"extrapolated: {simulated} of {repeat.total} layers were simulated ({result.cycles:,} cycles), and repeated"
+            " in turn. Row-buffer counts and the figures of cores, channels and NoC are those of the simulated part",
         ),
         extrapolation={
-            "simulated_layers": repeat.number + 1,
-            "layers": total,
+            "simulated_layers": simulated,
+            "layers": repeat.total,
             "simulated_cycles": result.cycles,
-            "steady_layer_cycles": steady_cycles,
+            "cycles_per_layer": (rows[end - 1]["finish_cycle"] - before) / simulated,
         },
     )
 
@@ -66,11 +70,6 @@ def _moved(row: dict[str, Any], cycles: int, name: str) -> dict[str, Any]:
         "start_cycle": row["start_cycle"] + cycles,
         "finish_cycle": row["finish_cycle"] + cycles,
     }
-
-
-def _name(name: str, repeat: Repeat, time: int) -> str:
-    own = f"{repeat.prefix}{repeat.number}."
-    return f"{repeat.prefix}{repeat.number + 1 + time}.{name.removeprefix(own)}{MARK}"
 
 
 def _dram(dram: dict[str, Any], added: list[dict[str, Any]], time_us: float) -> dict[str, Any]:
