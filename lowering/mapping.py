@@ -78,7 +78,8 @@ class Mapping:
     origin: str = field(default="", compare=False)
 
 
-LETTERS = ("N", "C", "M", "S", "R", "P", "Q")
+LETTERS = ("N", "C", "M", "P", "Q", "S", "R")
+"""In the order in which mapping files state them."""
 _TOKEN = re.compile(r"([A-Z])(\d+)[XY]?")
 
 

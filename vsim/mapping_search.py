@@ -1,8 +1,9 @@
 """The search for tile sizes: candidates ranked in closed form, the best few tried at cycle level side by side.
 
-Lane 0 is the network with the tile sizes that lowering takes by itself, lane k with the k-th best of every layer,
-priced at the chip's own memory bandwidth instead of the nominal one. Layers run one after the other, so each lane tries
-one candidate of every layer at once, in its place in the network; what is best for a layer is read from its own cycles.
+Candidate 0 of every layer is what lowering takes by itself, candidate k the k-th best when priced at the chip's own
+memory bandwidth instead of the nominal one. Each candidate of each layer is a lane that runs this layer alone, until
+its last store is acknowledged; layers with the same candidates share their lanes. The network with the best of all
+layers then runs beside the network as lowering has it: in a network, stores of a layer drain under the next one.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from hwconfigs import HwConfig
 from hwconfigs.errors import UserError
 from lowering import LoadedModel, MappingTable, Program, lower
-from lowering.mapping_file import MappingEntry, parse_entry
+from lowering.mapping_file import MappingEntry, format_entry, parse_entry
 from lowering.mapping_table import shortest
 from lowering.parts import Heuristic
-from vsim.api import Progress, SimPoint, SimResult, simulate
+from lowering.program import TileCol
+from vsim.api import Progress, SimPoint, simulate
 from vsim.bounds import roofs_of
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """One matrix layer. cycles: of every candidate, that of lowering first; chosen: index of the best."""
+    """One matrix layer. cycles: of every candidate alone, that of lowering first; chosen: index of the best."""
 
     name: str
     op: str
@@ -36,7 +40,7 @@ class LayerChoice:
 class SearchResult:
     """What a search found. default_cycles, cycles: of the whole network before and after, both simulated.
 
-    entries: the lines of a mapping file with the choice.
+    entries: the lines of a mapping file with the choice; that of lowering where it gains nothing on the whole network.
     """
 
     layers: tuple[LayerChoice, ...]
@@ -59,48 +63,69 @@ def search_mapping(
     bandwidth = min(roofs.dram_bytes, roofs.noc_bytes)
     choosers = [Heuristic(), *(Heuristic(rank, bandwidth) for rank in range(count))]
     programs = [lower(model, hw, batch=batch, dims=dims, mapping=chooser) for chooser in choosers]
-    results = _simulated(hw, programs, on_progress)
-    layers = _choose(programs, results)
-    entries = shortest([line for layer in layers for line in layer.lines])
+    layers = _choose(hw, programs, on_progress)
+    entries = shortest(line for layer in layers for line in layer.lines)
     chosen = lower(model, hw, batch=batch, dims=dims, mapping=MappingTable("the search's choice", entries))
-    [result] = _simulated(hw, [chosen], on_progress)
-    return SearchResult(layers, results[0].cycles, result.cycles, entries)
+    before, after = _cycles(hw, [programs[0], chosen], on_progress)
+    if after < before:
+        return SearchResult(layers, before, after, entries)
+    kept = tuple(replace(item, chosen=0, lines=_lines(programs[0], item.name)) for item in layers)
+    return SearchResult(kept, before, before, shortest(line for layer in kept for line in layer.lines))
 
 
-def _simulated(
-    hw: HwConfig, programs: list[Program], on_progress: Callable[[Progress], None] | None
-) -> list[SimResult]:
-    points = [SimPoint(hw, program, label=program.name) for program in programs]
-    results = simulate(points, on_progress=on_progress)
+def _lines(program: Program, name: str) -> tuple[str, ...]:
+    return next(layer.mapping for layer in program.layers if layer.name == name and layer.mapping)
+
+
+def _cycles(hw: HwConfig, programs: list[Program], on_progress: Callable[[Progress], None] | None) -> tuple[int, ...]:
+    """Cycles of every program; equal objects are one lane."""
+    distinct = list({id(program): program for program in programs}.values())
+    results = simulate([SimPoint(hw, program) for program in distinct], on_progress=on_progress)
     for result in results:
         if result.status != "ok":
             raise UserError(f"mapping search: a candidate stopped with status {result.status}")
-    return results
+    cycles = {id(program): result.cycles for program, result in zip(distinct, results, strict=True)}
+    return tuple(cycles[id(program)] for program in programs)
 
 
-def _choose(programs: list[Program], results: list[SimResult]) -> tuple[LayerChoice, ...]:
-    """The candidate with the fewest cycles for each layer; layers with the same candidates choose together."""
-    alike: dict[tuple[MappingEntry, ...], list[int]] = defaultdict(list)
-    for index, layer in enumerate(programs[0].layers):
-        if layer.mapping:
-            lines = [line for program in programs for line in program.layers[index].mapping]
-            alike[tuple(replace(parse_entry(line), layer=None) for line in lines)].append(index)
-    best: dict[int, int] = {}
-    for members in alike.values():
-        totals = [sum(_cycles(result, index) for index in members) for result in results]
-        best |= dict.fromkeys(members, totals.index(min(totals)))
-    return tuple(
-        LayerChoice(
-            programs[0].layers[index].name,
-            programs[0].layers[index].op,
-            tuple(_cycles(result, index) for result in results),
-            chosen,
-            programs[chosen].layers[index].mapping,
-        )
-        for index, chosen in sorted(best.items())
+def _choose(
+    hw: HwConfig, programs: list[Program], on_progress: Callable[[Progress], None] | None
+) -> tuple[LayerChoice, ...]:
+    """The candidate with the fewest cycles for each layer."""
+    matrix = [index for index, layer in enumerate(programs[0].layers) if layer.mapping]
+    lanes: dict[tuple[object, ...], Program] = {}
+    lanes_of: dict[int, list[Program]] = defaultdict(list)
+    for index in matrix:
+        for program in programs:
+            lane = only_layer(program, index)
+            info = replace(lane.layers[0], name="", mapping=_unnamed(lane.layers[0].mapping), notes=())
+            lanes_of[index].append(lanes.setdefault((info, lane.rows.shape, lane.tiles.shape), lane))
+    tried = [lane for index in matrix for lane in lanes_of[index]]
+    cycles = np.array(_cycles(hw, tried, on_progress)).reshape(len(matrix), len(programs))
+    choices = []
+    for index, row in zip(matrix, cycles.tolist(), strict=True):
+        best = row.index(min(row))
+        layer = programs[best].layers[index]
+        choices.append(LayerChoice(layer.name, layer.op, tuple(row), best, layer.mapping))
+    return tuple(choices)
+
+
+def _unnamed(lines: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(format_entry(replace(parse_entry(line), layer=None)) for line in lines)
+
+
+def only_layer(program: Program, layer: int) -> Program:
+    """The program of one layer of a program, as if it were the whole workload."""
+    ranges = program.schedule[layer]
+    first, end = int(ranges[:, 0].min()), int(ranges[:, 1].max())
+    tiles = program.tiles[first:end].copy()
+    first_row, end_row = int(tiles[:, TileCol.FIRST_ROW].min()), int(tiles[:, TileCol.END_ROW].max())
+    tiles[:, [TileCol.FIRST_ROW, TileCol.END_ROW]] -= first_row
+    tiles[:, TileCol.LAYER] = 0
+    return replace(
+        program,
+        rows=program.rows[first_row:end_row],
+        tiles=tiles,
+        schedule=ranges[None] - first,
+        layers=(program.layers[layer],),
     )
-
-
-def _cycles(result: SimResult, layer: int) -> int:
-    row = result.layers[layer]
-    return row["finish_cycle"] - row["start_cycle"]

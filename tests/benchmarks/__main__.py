@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from tests.benchmarks import scaling
+from tests.benchmarks import lowering, scaling
 from tests.benchmarks.cases import CASES, Case
 from tests.benchmarks.measure import Figures, measure
 from vsim import devices
@@ -64,6 +64,9 @@ def main() -> None:
         },
         "cases": {name: [figures.to_json() for figures in rows] for name, rows in results.items()},
     }
+    if not options.case:
+        report["lowering"] = lowering.measure()
+        print(lowering.line(report["lowering"]))
     if not options.quick and not options.case:
         report["scaling"] = scaling.measure_all()
         scaling.draw(report["scaling"], Path("results/bench-scaling.png"))

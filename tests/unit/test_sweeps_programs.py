@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import sweeps.programs
 from hwconfigs.load import load_hw
-from lowering import lower
+from hwconfigs.schema import HwConfig
+from lowering import Program, lower
 from sweeps.points import Point, expand
 from sweeps.programs import lower_points
 from sweeps.spec import load_spec
@@ -72,3 +75,26 @@ def test_lowering_does_not_read_timing(tmp_path: Path, key: str, compat: str | N
     for table in ("rows", "tiles", "schedule", "pattern"):
         np.testing.assert_array_equal(getattr(one, table), getattr(other, table))
     assert (one.layers, one.spad_entries, one.acc_entries) == (other.layers, other.spad_entries, other.acc_entries)
+
+
+def test_a_sweep_of_64_points_lowers_each_distinct_pair_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two models and two arrays, and sixteen memories that lowering does not see: four programs."""
+    save_model(models.mm(32, 32, 32), tmp_path / "mm.onnx")
+    save_model(models.mlp(16, 32, 24, 8), tmp_path / "mlp.onnx")
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "name: t\nbase: npu-mobile-8x8\nsweep: {model: [mm.onnx, mlp.onnx], cores.rows: [8, 16], "
+        "dram.channels: [1, 2, 4, 8], clocks.dram_mhz: [300, 600, 900, 1200]}\n"
+    )
+    lowered: list[tuple[str, int]] = []
+
+    def counting(model: Path, hw: HwConfig, **options: Any) -> Program:
+        lowered.append((Path(model).name, hw.cores.rows))
+        return lower(model, hw, **options)
+
+    monkeypatch.setattr(sweeps.programs, "lower", counting)
+    points = expand(load_spec(spec)).points
+    programs, errors = lower_points(points, lambda done, total: None)
+    assert (len(points), len(programs), errors) == (64, 64, {})
+    assert sorted(lowered) == [("mlp.onnx", 8), ("mlp.onnx", 16), ("mm.onnx", 8), ("mm.onnx", 16)]
+    assert len({id(program) for program in programs.values()}) == 4
