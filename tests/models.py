@@ -66,6 +66,26 @@ def conv(c: int, m: int, kernel: int, stride: int, pad: int, size: int) -> onnx.
     return _model("conv", [node], [1, c, size, size], [1, m, out, out], [_weight("W", m, c, kernel, kernel)])
 
 
+def transformer_block(tokens: int, features: int, heads: int, inner: int) -> onnx.ModelProto:
+    """Attention, MatMul, SkipLayerNormalization, MatMul, BiasGelu, MatMul, SkipLayerNormalization on [1, S, D]."""
+    nodes = [
+        helper.make_node("Attention", ["X", "wqkv", "bqkv"], ["a"], "att", domain="com.microsoft", num_heads=heads),
+        helper.make_node("MatMul", ["a", "wo"], ["o"], "proj"),
+        helper.make_node("SkipLayerNormalization", ["o", "X", "g1", "b1"], ["n1"], "ln1", domain="com.microsoft"),
+        helper.make_node("MatMul", ["n1", "w1"], ["f1"], "fc1"),
+        helper.make_node("BiasGelu", ["f1", "bf1"], ["ge"], "gelu", domain="com.microsoft"),
+        helper.make_node("MatMul", ["ge", "w2"], ["f2"], "fc2"),
+        helper.make_node("SkipLayerNormalization", ["f2", "n1", "g2", "b2"], ["Y"], "ln2", domain="com.microsoft"),
+    ]
+    weights = [
+        _weight("wqkv", features, 3 * features), _weight("bqkv", 3 * features), _weight("wo", features, features),
+        _weight("g1", features), _weight("b1", features), _weight("w1", features, inner), _weight("bf1", inner),
+        _weight("w2", inner, features), _weight("g2", features), _weight("b2", features),
+    ]  # fmt: skip
+    shape = [1, tokens, features]
+    return _model("block", nodes, shape, shape, weights)
+
+
 def resnet18() -> onnx.ModelProto:
     """ResNet-18 for 224 x 224 images (He et al., CVPR 2016), batch normalisation folded into the convolutions."""
     nodes: list[onnx.NodeProto] = []

@@ -107,7 +107,7 @@ def _emit_tile(builder: ProgramBuilder, hw: HwConfig, gemm: Gemm, tile: _Tile) -
     else:
         for i, weight in enumerate(weights):
             columns = min(block, tile.m - i * block)
-            bias = Descriptor.contiguous(gemm.bias + (tile.m0 + i * block) * p, columns * p, request_bytes)
+            bias = _rows(gemm.bias + (tile.m0 + i * block) * p, 1, 0, columns * p, request_bytes)
             builder.load(i, bias, acc=True)
             builder.load_many([weight, *(activations if i == 0 else ())])
     builder.systolic(

@@ -17,7 +17,7 @@ import onnx
 
 from hwconfigs.errors import UserError
 from lowering.address_space import AddressSpace
-from lowering.onnxim.shapes import output_shape
+from lowering.onnxim.shapes import SINGLE_RESULT_OPS, output_shape
 
 INPUT_SIZE_FACTOR = 16
 PROJECTION = "QkvProjection"
@@ -133,11 +133,12 @@ def _input_shape(value: onnx.ValueInfoProto, batch: int, dims: Mapping[str, int]
 
 
 def _layer(index: int, node: onnx.NodeProto) -> Layer:
+    outputs = node.output[:1] if node.op_type in SINGLE_RESULT_OPS else node.output
     return Layer(
         name=node.name or f"{node.op_type}_{index}",
         op=node.op_type,
         inputs=tuple(filter(None, node.input)),
-        outputs=tuple(filter(None, node.output)),
+        outputs=tuple(filter(None, outputs)),
         arity=len(node.input),
         attributes={item.name: onnx.helper.get_attribute_value(item) for item in node.attribute},
     )

@@ -17,6 +17,12 @@ MATMUL_OPS = frozenset({"MatMul"})
 ROW_OPS = frozenset({"SkipLayerNormalization", "BiasGelu", "FastGelu"})
 
 
+SINGLE_RESULT_OPS = (
+    CONV_OPS | GEMM_OPS | MATMUL_OPS | {"Attention", "BiasGelu", "FastGelu", "Cast", "Flatten", "MaxPool"}
+) | {"AveragePool", "AdaptiveAveragePool", "GlobalAveragePool"}
+"""Operators of which the original knows the first result only, and places no others."""
+
+
 def output_shape(name: str, op: str, attributes: Mapping[str, Any], inputs: Sequence[Shape]) -> Shape:
     """Shape of every result of a node; name: of the node, for messages.
     Raises UserError for shapes and attributes that the original does not take.

@@ -17,6 +17,7 @@ from typing import Any
 import onnx
 
 from hwconfigs import HwConfig, load_hw
+from lowering.onnxim.language import LanguageModel, Request
 from tests import models
 
 
@@ -66,7 +67,8 @@ class GoldenRow:
     def model(self) -> onnx.ModelProto:
         """The row's graph."""
         kind, *sizes = self.workload.split("_")
-        return getattr(models, kind)(*map(int, sizes))
+        build = {"mm": models.mm, "mlp": models.mlp, "cv": models.conv, "block": models.transformer_block}[kind]
+        return build(*map(int, sizes))
 
     def __str__(self) -> str:
         changed = "".join(f"-{key}={value}" for key, value in self.overrides.items())
@@ -96,8 +98,56 @@ ROWS = (
     GoldenRow("server", "mm_1_512_512", (1963,), 1993, overrides=_SIMPLE_30),
     GoldenRow("mobile_c4", "mm_64_64_64", (6708,), 9750, (1528, 8, 0), _NOC_7),
     GoldenRow("mobile_c4", "mm_100_300_200", (198335,), 199337, (36229, 249, 46), _NOC_7),
+    GoldenRow("server", "cv_64_64_3_1_1_28", (7811,), 8044, (5876, 288, 144)),
+    GoldenRow("server", "cv_64_128_3_2_1_28", (2366,), 2498, (2052, 224, 112)),
+    GoldenRow("server", "cv_64_128_1_2_0_28", (797,), 939, (2048, 196, 112)),
+    GoldenRow("server", "cv_3_64_7_2_3_56", (38980,), 39207, (3205, 288, 0)),
+    GoldenRow("server", "cv_64_64_3_1_1_56", (29587,), 30428, (23516, 512, 1096)),
+    GoldenRow("server", "cv_128_256_3_2_1_28", (4218,), 4327, (4248, 384, 216)),
+    GoldenRow("server", "cv_3_64_7_2_3_224", (198572,), 201606, (51489, 519, 5196)),
+    GoldenRow("server", "cv_64_64_3_1_1_28", (7798,), 8023, overrides=_SIMPLE_30),
+    GoldenRow("mobile_c4", "cv_64_64_3_1_1_28", (292226,), 292872, (52222, 311, 143)),
+    GoldenRow("mobile_c4", "cv_64_128_3_2_1_28", (88564,), 90482, (16642, 112, 88)),
+    GoldenRow("mobile_c4", "cv_64_128_1_2_0_28", (101046,), 103137, (18764, 110, 98)),
+    GoldenRow("mobile_c1", "cv_3_64_7_2_3_56", (309445,), 310189, (10098, 204, 0)),
 )
-"""Every mm_* and mlp_* row of section 16 that ran to its end on the simple NoC."""
+"""Every mm_*, mlp_* and cv_* row of section 16 that ran to its end on the simple NoC."""
+
+TRANSFORMER_BLOCK = (179718, 194346, 218968, 227282, 294788, 301390, 355173, 363676)
+"""Layer finishes of the transformer block of section 16 on `mobile_c4`: the hidden projection first. Total 364584."""
+
+
+SMALL_LLAMA = LanguageModel("T", "swish", 16, 8, 512, 768, 1000, 256, 2, 2, True, 1)
+"""Test model T of section 16."""
+
+
+@dataclass(frozen=True)
+class LanguageRow:
+    """A run of the language mode on `server`. finishes: of every layer, or of the last layer of every iteration."""
+
+    name: str
+    requests: tuple[Request, ...]
+    scheduler: str
+    finishes: tuple[int, ...]
+    total: int
+
+
+LANGUAGE_ROWS = (
+    LanguageRow(
+        "static batch", (Request(0, 20, 2, 0), Request(0, 30, 1, 5)), "simple",
+        (
+            3861, 3863, 5114, 6414, 6415, 8956, 9336, 15624, 16280, 19797, 20154,
+            24024, 24026, 25285, 26591, 26592, 29137, 29545, 35760, 36516, 39989, 40407,
+            43902, 43904, 44934, 44936, 47050, 47093, 51604, 51647, 54420, 54463,
+            57917, 57919, 58957, 58958, 61078, 61121, 65527, 65582, 68360, 68403,
+        ),
+        68409,
+    ),
+    LanguageRow(
+        "iteration-level", (Request(0, 12, 3, 0), Request(100, 9, 1, 0)), "iter", (30152, 62269, 90406), 90412
+    ),
+)  # fmt: skip
+"""Runs of `SMALL_LLAMA`: layers of the first, ends of iterations of the second."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +165,16 @@ class Case:
         return load_hw(path)
 
     @property
+    def batch(self) -> int:
+        """Size of a symbolic first dimension."""
+        return self.data["models_list"][0].get("batch_size", 1)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Sizes of symbolic dimensions by name."""
+        return {key: value for key, value in self.data["models_list"][0].items() if isinstance(value, int)}
+
+    @property
     def finishes(self) -> list[int]:
         """Finish cycle of every layer."""
         return [layer["finish_cycle"] for layer in self.data["layers"]]
@@ -124,15 +184,18 @@ EXACT, ABORTS = "exact", "the original aborts; vsim must run it"
 """What `cases.json` expects of a case."""
 
 
-def load_cases(shared: Path, expect: str = EXACT) -> dict[str, Case]:
-    """The single-model, default-mode cases on the `simple` scheduler of which `expect` is expected, by id."""
+def load_cases(shared: Path, expect: str = EXACT, mode: str = "default") -> dict[str, Case]:
+    """The single-model cases of a mode ("default", "language") on the `simple` scheduler, of which `expect` is expected.
+
+    By id.
+    """
     folder = shared / "reference" / "onnxim"
     cases = {}
     for line in (folder / "cases.json").read_text().splitlines():
         line = line.strip().rstrip(",")
         if line.startswith("{"):
             data = json.loads(line)
-            single = data["mode"] == "default" and data["scheduler"] == "simple" and len(data["models_list"]) == 1
+            single = data["mode"] == mode and data["scheduler"] == "simple" and len(data["models_list"]) == 1
             if single and data["expect"] == expect:
                 cases[data["id"]] = Case(data["id"], data, folder / data["model_files"][0])
     return cases

@@ -12,6 +12,7 @@ from hwconfigs.errors import UserError
 from lowering.emit import expand
 from lowering.onnxim import lower_onnxim
 from lowering.onnxim.mapping import gemm_mapping
+from lowering.onnxim.tiling import Loops
 from lowering.program import Op, Program
 from tests import models
 from tests.golden.onnxim_reference import CONFIGURATIONS, ROWS, Case, load_cases, read_events
@@ -27,16 +28,25 @@ EVENT_LOGS = {
     "V_dramsimple_lat10_matmul_512_768_768": "V_dramsimple_lat10_matmul_512_768_768",
     "V_cores4_matmul_512_768_768": "V_array128_matmul_512_768_768",
     "T_matmul_100_300_700": None,
+    "E1_conv_n1_c16_h8_m16_k3_s1": "E1_conv_n1_c16_h8_m16_k3_s1",
+    "E1_conv_n1_c64_h14_m64_k3_s1": "E1_conv_n1_c64_h14_m64_k3_s1",
+    "T_conv_n1_c16_h8_m16_k3_s1": "T_conv_n1_c16_h8_m16_k3_s1",
+    "T_conv_n1_c64_h14_m64_k3_s1": "T_conv_n1_c64_h14_m64_k3_s1",
+    "V_dramsimple_lat10_conv_n1_c64_h14_m64_k3_s1": "T_conv_n1_c64_h14_m64_k3_s1",
+    "E1_bert_tiny_seq32": "E1_bert_tiny_seq32",
 }
-CLASSES = {Op.LOAD: "LD", Op.STORE: "ST", Op.SYSTOLIC: "EX"}
+CLASSES = {Op.LOAD: "LD", Op.STORE: "ST", Op.SYSTOLIC: "EX", Op.VECTOR: "VX"}
 
 
 def lower_case(case: Case, tmp_path) -> Program:
-    return lower_onnxim(case.model_path, case.hw(tmp_path))
+    return lower_onnxim(case.model_path, case.hw(tmp_path), batch=case.batch, dims=case.dims)
 
 
 def per_core_sequences(program: Program) -> dict[tuple[int, str], list[tuple[int, ...]]]:
-    """(core, class) -> (requests, first address) of transfers, (streamed rows,) of multiplications, in issue order."""
+    """(core, class) -> what each instruction does, in issue order.
+
+    (requests, first address) of transfers, (streamed rows,) of multiplications, (cycles,) of vector operations.
+    """
     sequences = defaultdict(list)
     for tile in expand(program):
         for instruction in tile.instructions:
@@ -44,6 +54,11 @@ def per_core_sequences(program: Program) -> dict[tuple[int, str], list[tuple[int
             what = (len(blocks), int(blocks[0]) * program.request_bytes) if len(blocks) else (instruction.size,)
             sequences[tile.core, CLASSES[instruction.op]].append(what)
     return dict(sequences)
+
+
+def in_any_order(sequences: dict[tuple[int, str], list]) -> dict[tuple[int, str], list]:
+    """Vector operations of two resident tiles may enter in either order."""
+    return {key: sorted(values) if key[1] == "VX" else values for key, values in sequences.items()}
 
 
 @pytest.mark.parametrize("log", EVENT_LOGS)
@@ -60,9 +75,11 @@ def test_instruction_sequences(shared, tmp_path, log):
             logged[event.core, event.kind].append((event.details["n"], event.details["a"]))
         elif event.kind == "EX":
             logged[event.core, event.kind].append((event.details["cs"],))
+        elif event.kind == "VX":
+            logged[event.core, event.kind].append((event.details["fin"] - event.details["start"],))
         elif event.kind == "T+":
             tiles[event.core].append((event.details["inst"], bool(event.details["acc"])))
-    assert per_core_sequences(program) == dict(logged)
+    assert in_any_order(per_core_sequences(program)) == in_any_order(dict(logged))
     ours = defaultdict(list)
     for tile in expand(program):
         ours[tile.core].append((len(tile.instructions), tile.accumulate))
@@ -82,6 +99,27 @@ def test_mappings(shared, tmp_path):
             assert (mapping.n, mapping.k, mapping.m) == (inner_n, inner_k, inner_m), case.name
             compared += 1
     assert compared > 50
+
+
+def test_convolution_mappings(shared, tmp_path):
+    """Tile sizes of every convolution in the recorded cases, from the models with their strides and paddings."""
+    pattern = re.compile(r"Conv: .*\[I\] (.*)")
+    compared = 0
+    for case in load_cases(shared).values():
+        recorded = {Loops(**_sizes(match[1])) for line in case.data["mappings"] if (match := pattern.match(line))}
+        if (
+            recorded
+            and case.data["config"]["icnt_type"] == "simple"
+            and case.data["config"]["dram_type"] != "ramulator"
+        ):
+            layers = [layer for layer in lower_case(case, tmp_path).layers if layer.op in ("Conv", "FusedConv")]
+            assert {layer.notes for layer in layers} == {(f"tile {tile}",) for tile in recorded}, case.name
+            compared += len(layers)
+    assert compared > 100
+
+
+def _sizes(text: str) -> dict[str, int]:
+    return {token[0].lower(): int(token[1:]) for token in text.split()}
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=str(row)) for row in ROWS if sum(row.row_states)])
@@ -163,7 +201,11 @@ def test_impossible_hardware_is_named(override, message):
 def test_uncovered_graphs_are_named(tmp_path):
     model = models.mm(8, 8, 8)
     model.graph.node[0].op_type = "Conv"
-    with pytest.raises(UserError, match="node mm: --compat onnxim does not cover operator Conv"):
+    with pytest.raises(UserError, match=r"node mm \(Conv\): --compat onnxim expects a 4-D image and 4-D weights"):
+        lower_onnxim(model, SERVER)
+    model = models.conv(8, 8, 3, 1, 1, 8)
+    model.graph.node[0].attribute.append(helper.make_attribute("group", 8))
+    with pytest.raises(UserError, match="ONNXim cannot run grouped convolutions"):
         lower_onnxim(model, SERVER)
     model = models.mm(8, 8, 8)
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "seq"
