@@ -142,7 +142,7 @@ def _matmul(left: int, right: int) -> Infer:
         if a is None or b is None:
             return
         if len(a) < 2 or len(b) < 2:
-            raise InferenceError(f"operands of shapes {a} and {b} are not matrices")
+            raise InferenceError(f"{context.get_display_name()}: operands of shapes {a} and {b} are not matrices")
         if _attribute(context, "transA"):
             a = [*a[:-2], a[-1], a[-2]]
         if _attribute(context, "transB"):
@@ -151,7 +151,7 @@ def _matmul(left: int, right: int) -> Infer:
         rank = max(len(lead_a), len(lead_b))
         lead_a, lead_b = ([1] * (rank - len(lead)) + lead for lead in (lead_a, lead_b))
         if a[-1] != b[-2] or any(x != y and 1 not in (x, y) for x, y in zip(lead_a, lead_b, strict=True)):
-            raise InferenceError(f"operands of shapes {a} and {b} do not fit")
+            raise InferenceError(f"{context.get_display_name()}: operands of shapes {a} and {b} do not fit")
         lead = [max(x, y) for x, y in zip(lead_a, lead_b, strict=True)]
         _set(context, 0, [*lead, a[-2], b[-1]])
 
@@ -198,7 +198,7 @@ def _broadcast(left: int, right: int) -> Infer:
         rank = max(len(a), len(b))
         a, b = ([1] * (rank - len(shape)) + shape for shape in (a, b))
         if any(x != y and 1 not in (x, y) for x, y in zip(a, b, strict=True)):
-            raise InferenceError(f"operands of shapes {a} and {b} do not broadcast")
+            raise InferenceError(f"{context.get_display_name()}: operands of shapes {a} and {b} do not broadcast")
         _set(context, 0, [max(x, y) for x, y in zip(a, b, strict=True)])
 
     return infer

@@ -69,6 +69,11 @@ class _Unrolled:
         self.graph, self.node, self.path = graph, node, path
         self.prefix = _name(node)
         self.body = next((item.g for item in node.attribute if item.name == "body"), onnx.GraphProto())
+        if len(self.body.input) != len(self.node.input) or len(self.body.output) < len(self.body.input) - 1:
+            raise ModelError(
+                f"model {path}: node {self.prefix} (Loop) has {len(self.node.input)} inputs, its body takes "
+                f"{len(self.body.input)} and gives {len(self.body.output)}"
+            )
         self.trips = self._trips(constants)
         self._check_condition(constants)
 
