@@ -45,7 +45,7 @@ def register() -> None:
                 inputs=[_parameter("inputs", variadic=True)],
                 outputs=[_parameter("outputs", variadic=True)],
                 type_constraints=[("T", _TYPES, "")],
-                attributes=[OpSchema.Attribute(key, kind, required=False) for key, kind in _ATTRIBUTES],
+                attributes=[OpSchema.Attribute(key, kind, required=False) for key, kind in _attributes(name)],
             )
             schema.set_type_and_shape_inference_function(infer)
             defs.register_schema(schema)
@@ -69,6 +69,13 @@ _ATTRIBUTES = [
     ("activation_params", OpSchema.AttrType.FLOATS),
 ]
 """Attributes of all the operators together; which operator takes which is not checked."""
+
+
+def _attributes(name: str) -> list[tuple[str, OpSchema.AttrType]]:
+    """The attributes of an operator. GroupNorm numbers its activations, the others name them."""
+    if name == "GroupNorm":
+        return [(key, OpSchema.AttrType.INT if key == "activation" else kind) for key, kind in _ATTRIBUTES]
+    return _ATTRIBUTES
 
 
 # -- shapes
