@@ -59,12 +59,13 @@ def _parameter(name: str, *, variadic: bool) -> OpSchema.FormalParameter:
 _INTEGER_ATTRIBUTES = (
     *("transA", "transB", "transBatchA", "transBatchB", "axis", "group", "channels_last", "groups", "activation_algo"),
     *("mask_index_type", "interleaved", "num_heads", "rotary_embedding_dim", "is_packed_batching", "stash_type"),
-    *("count_include_pad", "ceil_mode", "opset"),
+    *("count_include_pad", "ceil_mode", "opset", "block_size", "saturate", "output_dtype"),
 )
 _ATTRIBUTES = [
     *((name, OpSchema.AttrType.INT) for name in _INTEGER_ATTRIBUTES),
     *((name, OpSchema.AttrType.INTS) for name in ("kernel_shape", "strides", "dilations", "pads")),
     *((name, OpSchema.AttrType.FLOAT) for name in ("alpha", "beta", "epsilon", "scale")),
+    *((f"activation_{name}", OpSchema.AttrType.FLOAT) for name in ("alpha", "beta", "gamma")),
     *((name, OpSchema.AttrType.STRING) for name in ("activation", "auto_pad", "approximate")),
     ("activation_params", OpSchema.AttrType.FLOATS),
 ]

@@ -75,6 +75,23 @@ def test_a_constant_condition_takes_one_branch() -> None:
     assert [layer.op for layer in lower(loaded(graph), SERVER).layers] == ["Sigmoid"]
 
 
+def test_new_elementwise_operators_fuse_with_their_producer() -> None:
+    """A chain after a product, with a side branch that meets it again, stays one layer."""
+    node = helper.make_node
+    nodes = [
+        node("MatMul", ["x", "w"], ["p"], "p"),
+        node("Floor", ["p"], ["f"], "f"),
+        node("Pow", ["f", "two"], ["q"], "q"),
+        node("IsNaN", ["q"], ["nan"], "nan"),
+        node("Where", ["nan", "two", "q"], ["y"], "y"),
+    ]
+    weights = [constant("w", np.zeros((64, 64), np.float32)), constant("two", np.array(2, np.float32))]
+    graph = helper.make_graph(nodes, "g", [value("x", [64, 64])], [value("y", None)], weights)
+    program = lower(loaded(graph), SERVER)
+    assert [layer.op for layer in program.layers] == ["MatMul"]
+    assert program.layers[0].notes == ("fused: Floor, Pow, IsNaN, Where",)
+
+
 def test_quantisation_around_a_product_is_fused() -> None:
     """Quantise, dequantise, multiply by a dequantised weight, quantise: the product's operands are read as they lie."""
     scale = constant("scale", np.array(0.1, np.float32))
