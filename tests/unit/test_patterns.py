@@ -15,11 +15,13 @@ from onnx import numpy_helper
 from hwconfigs import load_hw
 from lowering import load_model, read_graph
 from lowering.chip import Chip
+from lowering.context import UnsupportedError
 from lowering.ir import Graph, Node
 from lowering.network import lower_graph
 from lowering.program import Program
+from tests.conftest import REPO_ROOT
 
-MODELS = Path("/work/shared/models")
+MODELS = REPO_ROOT.parent / "shared" / "models"
 SERVER = Chip.of(load_hw("npu-server-128x128x4"))
 
 EXPORTS = {
@@ -248,13 +250,49 @@ def test_a_cache_that_grows(tmp_path: Path) -> None:
 # -- fused operators of ONNX Runtime
 
 
-def attention_of(graph: Graph) -> Program:
-    return lower_graph(graph, SERVER)
-
-
 def test_multi_head_attention(tmp_path: Path) -> None:
     inputs = "float[2, 8, 64] q, float[2, 8, 64] k, float[2, 8, 64] v, int32[2, 8] m"
     node = 'y = com.microsoft.MultiHeadAttention <num_heads = 4> (q, k, v, "", m)'
-    program = attention_of(read(tmp_path, f"g ({inputs}) => (float[2, 8, 64] y) {{ {node} }}"))
+    program = lower_graph(read(tmp_path, f"g ({inputs}) => (float[2, 8, 64] y) {{ {node} }}"), SERVER)
     assert [layer.op for layer in program.layers] == ["Attention"]
     assert program.layers[0].macs == 2 * 4 * 8 * 8 * 32
+
+
+def test_attention_with_one_weight(tmp_path: Path) -> None:
+    node = "y = com.microsoft.Attention <num_heads = 4, unidirectional = 1> (x, w, b)"
+    weight, bias = np.zeros((32, 192), np.float32), np.zeros(192, np.float32)
+    graph = read(tmp_path, f"g (float[2, 8, 32] x) => (float[2, 8, 64] y) {{ {node} }}", w=weight, b=bias)
+    program = lower_graph(graph, SERVER)
+    assert [layer.op for layer in program.layers] == ["MatMul"] * 3 + ["Attention"]
+    assert sum(layer.macs for layer in program.layers[:3]) == 2 * 8 * 32 * 192
+    assert program.layers[3].macs == 2 * 4 * 8 * 8 * 32
+
+
+def test_group_query_attention_with_rotary_embedding_and_cache(tmp_path: Path) -> None:
+    inputs = """float[1, 1, 64] q, float[1, 1, 32] k, float[1, 1, 32] v, float[1, 2, 15, 16] pk, float[1, 2, 15, 16] pv,
+        int32[1] lengths, int32 total, float[64, 8] c, float[64, 8] s"""
+    node = """y, ck, cv = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2, do_rotary = 1,
+        local_window_size = 8> (q, k, v, pk, pv, lengths, total, c, s)"""
+    outputs = "float[1, 1, 64] y, float[1, 2, 16, 16] ck, float[1, 2, 16, 16] cv"
+    program = lower_graph(read(tmp_path, f"g ({inputs}) => ({outputs}) {{ {node} }}"), SERVER)
+    assert [layer.op for layer in program.layers] == ["RotaryEmbedding", "RotaryEmbedding", "Attention"]
+    row = 16 * SERVER.element_bytes
+    assert program.layers[2].load_bytes == 4 * row + 2 * 2 * 8 * row
+    assert program.layers[2].store_bytes == 4 * row + 2 * 2 * row
+
+
+def test_packed_queries_keys_and_values_are_split(tmp_path: Path) -> None:
+    inputs = "float[1, 4, 128] qkv, int32[1] lengths, int32 total"
+    node = """y = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2> (qkv, "", "", "", "", lengths,
+        total)"""
+    program = lower_graph(read(tmp_path, f"g ({inputs}) => (float[1, 4, 64] y) {{ {node} }}"), SERVER)
+    assert program.layers[-1].op == "Attention"
+    assert program.layers[-1].macs == 4 * 4 * 4 * 32
+
+
+def test_a_cache_of_keys_and_values_in_one_tensor_is_refused(tmp_path: Path) -> None:
+    node = 'y = com.microsoft.Attention <num_heads = 4> (x, w, "", "", past)'
+    text = f"g (float[2, 8, 32] x, float[2, 2, 4, 3, 16] past) => (float[2, 8, 64] y) {{ {node} }}"
+    graph = read(tmp_path, text, w=np.zeros((32, 192), np.float32))
+    with pytest.raises(UnsupportedError, match="keys and values in one tensor"):
+        lower_graph(graph, SERVER)
