@@ -177,7 +177,7 @@ def test_a_window_bounds_what_decoding_reads() -> None:
 
 @pytest.mark.parametrize(
     ("mask", "elements"),
-    [((64, 64), 64 * 64), ((2, 1, 64, 64), 2 * 64 * 64), ((1, 4, 64, 64), 2 * 4 * 64 * 64), ((), 0)],
+    [((64, 64), 2 * 64 * 64), ((2, 1, 64, 64), 2 * 64 * 64), ((1, 4, 64, 64), 2 * 4 * 64 * 64), ((1, 1), 0)],
 )
 def test_masks_are_traffic(mask: tuple[int, ...], elements: int) -> None:
     """Each of two sequences reads its own; heads of one group share a mask; one tile holds all queries here."""
