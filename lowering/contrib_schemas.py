@@ -45,7 +45,7 @@ def register() -> None:
                 inputs=[_parameter("inputs", variadic=True)],
                 outputs=[_parameter("outputs", variadic=True)],
                 type_constraints=[("T", _TYPES, "")],
-                attributes=[OpSchema.Attribute(key, kind, required=False) for key, kind in _ATTRIBUTES],
+                attributes=[OpSchema.Attribute(key, kind, required=False) for key, kind in _attributes(name)],
             )
             schema.set_type_and_shape_inference_function(infer)
             defs.register_schema(schema)
@@ -59,21 +59,27 @@ def _parameter(name: str, *, variadic: bool) -> OpSchema.FormalParameter:
 _INTEGER_ATTRIBUTES = (
     *("transA", "transB", "transBatchA", "transBatchB", "axis", "group", "channels_last", "groups", "activation_algo"),
     *("mask_index_type", "interleaved", "num_heads", "rotary_embedding_dim", "is_packed_batching", "stash_type"),
-    *("count_include_pad", "ceil_mode", "opset"),
+    *("count_include_pad", "ceil_mode", "opset", "block_size", "saturate", "output_dtype"),
     *("kv_num_heads", "unidirectional", "do_rotary", "local_window_size", "past_present_share_buffer"),
     *("rotary_interleaved", "smooth_softmax"),
 )
 _ATTRIBUTES = [
     *((name, OpSchema.AttrType.INT) for name in _INTEGER_ATTRIBUTES),
     *((name, OpSchema.AttrType.INTS) for name in ("kernel_shape", "strides", "dilations", "pads", "qkv_hidden_sizes")),
-    *(
-        (name, OpSchema.AttrType.FLOAT)
-        for name in ("alpha", "beta", "epsilon", "scale", "softcap", "mask_filter_value")
-    ),
+    *((name, OpSchema.AttrType.FLOAT) for name in ("alpha", "beta", "epsilon", "scale", "softcap")),
+    *((f"activation_{name}", OpSchema.AttrType.FLOAT) for name in ("alpha", "beta", "gamma")),
+    ("mask_filter_value", OpSchema.AttrType.FLOAT),
     *((name, OpSchema.AttrType.STRING) for name in ("activation", "auto_pad", "approximate")),
     ("activation_params", OpSchema.AttrType.FLOATS),
 ]
 """Attributes of all the operators together; which operator takes which is not checked."""
+
+
+def _attributes(name: str) -> list[tuple[str, OpSchema.AttrType]]:
+    """The attributes of an operator. GroupNorm numbers its activations, the others name them."""
+    if name == "GroupNorm":
+        return [(key, OpSchema.AttrType.INT if key == "activation" else kind) for key, kind in _ATTRIBUTES]
+    return _ATTRIBUTES
 
 
 # -- shapes
@@ -178,7 +184,7 @@ def _matmul(left: int, right: int) -> Infer:
         if a is None or b is None:
             return
         if len(a) < 2 or len(b) < 2:
-            raise InferenceError(f"operands of shapes {a} and {b} are not matrices")
+            raise InferenceError(f"{context.get_display_name()}: operands of shapes {a} and {b} are not matrices")
         if _attribute(context, "transA"):
             a = [*a[:-2], a[-1], a[-2]]
         if _attribute(context, "transB"):
@@ -187,7 +193,7 @@ def _matmul(left: int, right: int) -> Infer:
         rank = max(len(lead_a), len(lead_b))
         lead_a, lead_b = ([1] * (rank - len(lead)) + lead for lead in (lead_a, lead_b))
         if a[-1] != b[-2] or any(x != y and 1 not in (x, y) for x, y in zip(lead_a, lead_b, strict=True)):
-            raise InferenceError(f"operands of shapes {a} and {b} do not fit")
+            raise InferenceError(f"{context.get_display_name()}: operands of shapes {a} and {b} do not fit")
         lead = [max(x, y) for x, y in zip(lead_a, lead_b, strict=True)]
         _set(context, 0, [*lead, a[-2], b[-1]])
 
@@ -234,7 +240,7 @@ def _broadcast(left: int, right: int) -> Infer:
         rank = max(len(a), len(b))
         a, b = ([1] * (rank - len(shape)) + shape for shape in (a, b))
         if any(x != y and 1 not in (x, y) for x, y in zip(a, b, strict=True)):
-            raise InferenceError(f"operands of shapes {a} and {b} do not broadcast")
+            raise InferenceError(f"{context.get_display_name()}: operands of shapes {a} and {b} do not broadcast")
         _set(context, 0, [max(x, y) for x, y in zip(a, b, strict=True)])
 
     return infer

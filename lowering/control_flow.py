@@ -67,14 +67,21 @@ class _Unrolled:
         self, graph: onnx.GraphProto, node: NodeProto, constants: Mapping[str, TensorProto], path: object
     ) -> None:
         self.graph, self.node, self.path = graph, node, path
-        self.prefix = _name(node)
+        self.name = _name(node)
+        # Values are unique, names of nodes need not be.
+        self.prefix = next(filter(None, node.output), self.name)
         self.body = next((item.g for item in node.attribute if item.name == "body"), onnx.GraphProto())
+        if len(self.body.input) != len(self.node.input) or len(self.body.output) < len(self.body.input) - 1:
+            raise ModelError(
+                f"model {path}: node {self.name} (Loop) has {len(self.node.input)} inputs, its body takes "
+                f"{len(self.body.input)} and gives {len(self.body.output)}"
+            )
         self.trips = self._trips(constants)
         self._check_condition(constants)
 
     def _fail(self, what: str) -> ModelError:
         return ModelError(
-            f"model {self.path}: node {self.prefix} (Loop): {what}; only loops with a constant number of trips are "
+            f"model {self.path}: node {self.name} (Loop): {what}; only loops with a constant number of trips are "
             "modelled, export the model with the loop unrolled"
         )
 

@@ -6,11 +6,13 @@ function bodies of these operators; statistics of a row cost scalar-sized work o
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lowering.context import Handler, Network, axis_of, present, unsupported
 from lowering.fusion import Group
 from lowering.ir import Node, Tensor
 from lowering.layout import Layout, Order, row_major
-from lowering.operators import Cost
+from lowering.operators import UNARY, add_costs
 from lowering.row_layers import RowCost, RowLayer, Rows, emit_rows
 from lowering.vector_layers import Identity
 
@@ -39,9 +41,8 @@ def skip_layer_normalization(network: Network, group: Group) -> None:
     simplified = "Simplified" in node.op
     base = _ROOT_MEAN_SQUARE if simplified else _MEAN_AND_VARIANCE
     bias = node.optional_input(3 if simplified else 4)
-    added: Cost = {"add": 1 + (bias is not None)}
-    cost = RowCost({**base.statistics, "add": base.statistics.get("add", 0) + added["add"]}, base.trees, base.per_row)
-    cost = RowCost(cost.statistics, cost.trees, cost.per_row, base.per_element)
+    sums = {"add": 1 if bias is None else 2}
+    cost = replace(base, statistics=add_costs(base.statistics, sums))
     scales = (node.optional_input(2), None if simplified else node.optional_input(3), bias)
     inputs = (x, skip) if skip.shape == x.shape else (x,)
     constants = scales if skip.shape == x.shape else (*scales, skip)
@@ -73,7 +74,10 @@ def channel_normalization(network: Network, group: Group) -> None:
     else:
         rows = Rows(max(1, rows.group_pixels // n_groups), elements, True, 0)
     result = network.place(node.outputs[0], order).layout
-    _emit(network, node, rows, (layout,), (result,), (), _MEAN_AND_VARIANCE, scales)
+    cost = _MEAN_AND_VARIANCE
+    if node.op == "com.microsoft.GroupNorm" and node.int("activation", 0):
+        cost = replace(cost, per_element=add_costs(cost.per_element, UNARY["Swish"]))
+    _emit(network, node, rows, (layout,), (result,), (), cost, scales)
 
 
 def variance_normalization(network: Network, group: Group) -> None:

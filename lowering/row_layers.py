@@ -3,8 +3,8 @@
 A *row* is what one statistic is taken over (a token for LayerNormalization, one channel of one image for
 InstanceNormalization). A *group* is the shortest run of whole pixels that holds whole rows. Tiles take whole groups,
 or channel slices of one, where they fit the scratchpad: everything is then read once. Groups that do not fit, or
-too few of them for the cores, take several layers: one reads chunks and leaves the partial statistics of each in DRAM,
-one combines these, and, where the result has the size of the input, one reads the input again.
+too few of them for half of the cores, take several layers: one reads chunks and leaves the partial statistics of each
+in DRAM, one combines these, and, where the result has the size of the input, one reads the input again.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def emit_rows(builder: ProgramBuilder, layer: RowLayer, chip: Chip, space: Addre
     fixed = sum(size for _, size in layer.constants)
     piece = (group_bytes if slices == 1 else layer.rows.group_pixels * width) * streams + _reduced_bytes(layer)
     fits = piece + fixed <= chip.spad_bytes
-    idle = layer.groups * slices < chip.n_cores and layer.inputs[0].total_bytes >= _MIN_SPLIT_BYTES
+    idle = 2 * layer.groups * slices < chip.n_cores and layer.inputs[0].total_bytes >= _MIN_SPLIT_BYTES
     if fits and not idle:
         _emit_whole(builder, layer, chip, slices, (chip.spad_bytes - fixed) // piece)
     else:
@@ -323,6 +323,11 @@ def _emit_chunks(builder: ProgramBuilder, layer: RowLayer, chip: Chip, space: Ad
 
 def _combine(builder: ProgramBuilder, layer: RowLayer, chip: Chip, base: int, area: int) -> None:
     """One tile for each group: its partial results become its results."""
+    if area + _reduced_bytes(layer) > chip.spad_bytes:
+        raise MappingError(
+            f"layer {layer.identity.name} ({layer.identity.op}): partial statistics of {area} bytes do not fit half of "
+            f"the scratchpad, {chip.spad_bytes} bytes; enlarge cores.spad_kib"
+        )
     builder.begin_layer(layer.identity.info())
     for core, start, count in shares(layer.groups, max(1, chip.spad_bytes // (2 * area)), 1, area, chip):
         builder.begin_tile(core)

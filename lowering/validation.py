@@ -40,15 +40,11 @@ def _check_names(model: LoadedModel, graph: onnx.GraphProto) -> None:
     """Every value is computed once, before it is used."""
     known = {item.name for item in (*graph.input, *graph.initializer)}
     later = {output: node for node in graph.node for output in node.output}
-    names: set[str] = set()
     for node in graph.node:
         name = node.name or (node.output[0] if node.output else "")
         where = f"model {model.path}: node {name or 'without a name'} ({node.op_type})"
         if not any(node.output):
             raise ModelError(f"{where} has no result")
-        if node.name and node.name in names:
-            raise ModelError(f"{where}: there is another node of this name; names must be distinct")
-        names.add(node.name)
         for item in node.input:
             if item and item not in known:
                 if item in later:

@@ -16,6 +16,7 @@ from lowering import LoadedModel, MappingError, ModelError, Program, Unsupported
 from lowering.emit import expand
 from lowering.program import Op
 from tests.one_node import one_node
+from vsim.api import SimPoint, simulate
 
 SERVER = load_hw("npu-server-128x128x4")
 MOBILE = load_hw("npu-mobile-8x8x4").with_overrides({"dram.standard": "simple", "dram.request_bytes": 32})
@@ -39,6 +40,9 @@ CASES: dict[str, Callable[[], LoadedModel]] = {
     "RMSNormalization": lambda: one_node("RMSNormalization", [4, 128, 256], ("weight", [256])),
     "GroupNormalization": lambda: one_node(
         "GroupNormalization", [2, 64, 16, 16], ("weight", [64]), ("weight", [64]), num_groups=8
+    ),
+    "GroupNorm": lambda: one_node(
+        "GroupNorm", [2, 16, 16, 64], ("weight", [64]), ("weight", [64]), groups=8, activation=1, domain=MS
     ),
     "InstanceNormalization": lambda: one_node(
         "InstanceNormalization", [2, 64, 16, 16], ("weight", [64]), ("weight", [64])
@@ -350,3 +354,14 @@ def test_a_row_that_does_not_fit_is_refused() -> None:
     tiny = MOBILE.with_overrides({"cores.spad_kib": 1})
     with pytest.raises(MappingError, match=r"the_node \(LayerNormalization\).*enlarge cores.spad_kib"):
         lower(one_node("LayerNormalization", [4, 4096], ("weight", [4096])), tiny)
+
+
+@pytest.mark.slow
+def test_every_operator_simulates() -> None:
+    """Each case ends, and the machine moves the bytes that lowering says it does."""
+    points = [SimPoint(SERVER, lower(case(), SERVER), label=name) for name, case in CASES.items()]
+    points = [point for point in points if point.program.n_layers]
+    for point, result in zip(points, simulate(points), strict=True):
+        assert result.status == "ok", point.label
+        for info, layer in zip(point.program.layers, result.layers, strict=True):
+            assert (layer["load_bytes"], layer["store_bytes"]) == (info.load_bytes, info.store_bytes), point.label
