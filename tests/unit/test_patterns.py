@@ -223,6 +223,15 @@ def test_batched_products_of_three_dimensions(tmp_path: Path) -> None:
     assert only(read(tmp_path, text), "Attention").int("q_num_heads", 0) == 1
 
 
+def test_repeated_squares_and_sums_end_soon(tmp_path: Path) -> None:
+    """Multiplied out, the last of 200 squares would have 2 ** 200 factors."""
+    squares = " ".join(f"x{i + 1} = Mul(x{i}, x{i})" for i in range(200))
+    sums = " ".join(f"s{i + 1} = Add(s{i}, s{i})" for i in range(200))
+    body = f"{squares} s0 = Relu(x200) {sums} p = Softmax <axis = -1> (s200) y = MatMul(p, v)"
+    graph = read(tmp_path, f"g (float[1, 2, 8, 8] x0, float[1, 2, 8, 4] v) => (float[1, 2, 8, 4] y) {{ {body} }}")
+    assert Counter(node.op for node in graph.nodes) == Counter(Mul=200, Add=200, Relu=1, Softmax=1, MatMul=1)
+
+
 def test_a_cache_that_grows(tmp_path: Path) -> None:
     """Keys and values are concatenated to those of the past, repeated for their group, and returned."""
     body = """
