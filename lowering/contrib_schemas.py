@@ -66,11 +66,9 @@ _INTEGER_ATTRIBUTES = (
 _ATTRIBUTES = [
     *((name, OpSchema.AttrType.INT) for name in _INTEGER_ATTRIBUTES),
     *((name, OpSchema.AttrType.INTS) for name in ("kernel_shape", "strides", "dilations", "pads", "qkv_hidden_sizes")),
-    *(
-        (name, OpSchema.AttrType.FLOAT)
-        for name in ("alpha", "beta", "epsilon", "scale", "softcap", "mask_filter_value")
-    ),
+    *((name, OpSchema.AttrType.FLOAT) for name in ("alpha", "beta", "epsilon", "scale", "softcap")),
     *((f"activation_{name}", OpSchema.AttrType.FLOAT) for name in ("alpha", "beta", "gamma")),
+    ("mask_filter_value", OpSchema.AttrType.FLOAT),
     *((name, OpSchema.AttrType.STRING) for name in ("activation", "auto_pad", "approximate")),
     ("activation_params", OpSchema.AttrType.FLOATS),
 ]

@@ -80,7 +80,7 @@ def read_graph(
         folded = _fold(model, folded)
     proto = _infer(model, folded)
     if patterns:
-        proto = recognise(proto)
+        proto = _recognise(model, proto)
     return _build(model, proto, weights, {item.name for item in inputs})
 
 
@@ -186,6 +186,13 @@ def _infer(model: LoadedModel, proto: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(proto, data_prop=True, strict_mode=True)
     except Exception as error:
         raise ModelError(f"model {model.path}: shapes cannot be inferred: {_reason(error)}") from error
+
+
+def _recognise(model: LoadedModel, proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return recognise(proto)
+    except Exception as error:
+        raise ModelError(f"model {model.path}: patterns cannot be read: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -111,12 +111,17 @@ def scaled(value: Value) -> tuple[float, Value]:
     return factor, value
 
 
+MOST_FACTORS = 32
+"""Products are multiplied out only so far: repeated squares would have exponentially many factors."""
+
+
 @dataclass
 class Product:
-    """coefficient * product of value ** exponent."""
+    """coefficient * product of value ** exponent. nodes: how many were multiplied out."""
 
     coefficient: float = 1.0
     powers: Counter[Value] = field(default_factory=Counter)
+    nodes: int = 0
 
 
 def product(value: Value, *whole: Value) -> Product:
@@ -128,7 +133,9 @@ def product(value: Value, *whole: Value) -> Product:
 
 def _multiply(result: Product, value: Value, exponent: int, whole: tuple[Value, ...]) -> None:
     number = scalar(value)
-    node = producer(value, "Mul", "Div", "Reciprocal", "Neg", "Pow") if value not in whole else None
+    closed = value in whole or result.nodes >= MOST_FACTORS
+    node = producer(value, "Mul", "Div", "Reciprocal", "Neg", "Pow") if not closed else None
+    result.nodes += node is not None
     if number is not None and number != 0:
         result.coefficient *= number**exponent
     elif node is None or any(item is None for item in node.inputs):

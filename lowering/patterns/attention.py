@@ -28,6 +28,9 @@ from lowering.patterns.heads import (
 )
 from lowering.patterns.masks import Masks
 
+_MOST_OPERATORS = 8
+"""Between the softmax and the product that it is taken of."""
+
 
 @dataclass(frozen=True)
 class _Scores:
@@ -81,47 +84,50 @@ def _softmax(weights: Value) -> Value | None:
     return node.inputs[0]
 
 
-def _scores(value: Value) -> _Scores | None:
-    """What a score matrix is computed from; None when it does not lead to a product of two computed matrices."""
-    node = producer(value, "MatMul", "Mul", "Div", "Add", "Sub", "Where", "Reshape", "Tanh")
-    if node is None or None in node.inputs:
+def _scores(value: Value, depth: int = 0) -> _Scores | None:
+    """What a score matrix is computed from; None when it does not lead to a product of two computed matrices.
+
+    Only so many operators are looked through: sums of sums have exponentially many terms.
+    """
+    node = producer(value, "MatMul", "Mul", "Div", "Add", "Sub", "Where", "Reshape")
+    if node is None or None in node.inputs or depth > _MOST_OPERATORS:
         return None
     if node.op_type == "MatMul":
         queries, transposed = computed(node)
         return _Scores(queries, transposed)
     if node.op_type == "Reshape":
-        return _scores(computed(node)[0]) if _same_rows(node) else None
+        return _scores(computed(node)[0], depth + 1) if _same_rows(node) else None
     if node.op_type in ("Mul", "Div"):
-        return _scaled_scores(value)
+        return _scaled_scores(value, depth + 1)
     if node.op_type == "Where":
-        return _where(node)
+        return _where(node, depth + 1)
     sizes = shape(value)
     operands = computed(node)
     for scores, mask in (operands, operands[::-1]) if node.op_type == "Add" else (operands,):
-        if shape(scores) == sizes and (found := _scores(scores)) is not None:
+        if shape(scores) == sizes and (found := _scores(scores, depth + 1)) is not None:
             return replace(found, masks=(*found.masks, mask))
     return None
 
 
-def _scaled_scores(value: Value) -> _Scores | None:
+def _scaled_scores(value: Value, depth: int) -> _Scores | None:
     factor, inner = scaled(value)
     tanh = producer(inner, "Tanh")
     if tanh is not None and tanh.inputs[0] is not None:
         cap, scores = scaled(tanh.inputs[0])
-        found = _scores(scores) if close(cap * factor, 1.0) else None
+        found = _scores(scores, depth) if close(cap * factor, 1.0) else None
         return replace(found, softcap=factor) if found is not None and not found.masks else None
-    found = _scores(inner) if inner is not value else None
+    found = _scores(inner, depth) if inner is not value else None
     # A factor behind a mask would scale the mask too.
     return replace(found, scale=found.scale * factor) if found is not None and not found.masks else None
 
 
-def _where(node: Node) -> _Scores | None:
+def _where(node: Node, depth: int) -> _Scores | None:
     """Where(condition, scores, small number), or the other way round."""
     condition, yes, no = computed(node)
     for scores, fill in ((yes, no), (no, yes)):
         number = scalar(fill)
         if number is not None and number < -1e3 and shape(scores) == shape(node.outputs[0]):
-            found = _scores(scores)
+            found = _scores(scores, depth)
             return replace(found, masks=(*found.masks, condition)) if found is not None else None
     return None
 

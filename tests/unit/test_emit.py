@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -151,3 +152,18 @@ def test_equal_patterns_are_stored_once():
     program = one_tile(lambda builder: [builder.load(dst, d) for dst, d in items])
     assert len(program.pattern) == items[0][1].period_requests
     assert len(set(program.rows[:, -5].tolist())) == 1
+
+
+def test_repeated_rows_compute_the_same_and_count_again():
+    def write(builder: ProgramBuilder) -> None:
+        builder.load(0, Descriptor(0, 1))
+        first = builder.rows_written
+        builder.vector(dst=Operand(1), src_a=Operand(0), counts=(1, 2, 3), size1=Extent(4, 1), size2=Extent(2))
+        builder.repeat(first, builder.rows_written)
+        with pytest.raises(ValueError, match="only instructions that compute"):
+            builder.repeat(0, 1)
+
+    program = one_tile(write)
+    instructions = expand_tile(program, 0)
+    assert [item.size for item in instructions[1:7]] == [item.size for item in instructions[7:]]
+    assert program.layers[0].vector_cycles == sum(item.size for item in instructions)

@@ -76,7 +76,9 @@ def test_parameters_equal_the_files(name: str) -> None:
     for node in proto.graph.node:
         stored.update((node.output[0], a.t) for a in node.attribute if node.op_type == "Constant" and a.name == "value")
     counted = sum(math.prod(item.dims) for n, item in stored.items() if n in used and item.data_type in FLOATS)
-    assert read_graph(load_model(source(name)), 1, DIMS.get(name, {})).parameters == counted
+    # Recognised patterns turn scalar constants (a scale, the root of 2) into attributes; the file has them as tensors.
+    graph = read_graph(load_model(source(name)), 1, DIMS.get(name, {}), patterns=False)
+    assert graph.parameters == counted
 
 
 @pytest.mark.parametrize("name", light_models())
