@@ -62,4 +62,7 @@ def lower(
         raise UserError(f"--compat {compat}: unknown mode; valid: onnxim")
     forced = parse_mapping(mapping) if isinstance(mapping, str) else mapping
     graph = read_graph(loaded, batch, dims)
-    return lower_graph(graph, Chip.of(hw), skip_unknown=skip_unknown, mapping=forced)
+    try:
+        return lower_graph(graph, Chip.of(hw), skip_unknown=skip_unknown, mapping=forced)
+    except UserError as error:
+        raise type(error)(f"model {loaded.path}: {error}") from error

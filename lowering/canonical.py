@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from lowering import contrib_attention
 from lowering.ir import Graph, Node, Tensor
 from lowering.operators import MATRIX
 from lowering.simplify import consumers
@@ -166,6 +167,7 @@ REWRITES: dict[str, Callable[[Node], list[Node]]] = {
     "QLinearGlobalAveragePool": _requantised("GlobalAveragePool", 0),
     "QLinearSoftmax": _requantised("Softmax", 0),
     "QLinearConcat": _q_concat,
+    **contrib_attention.REWRITES,
     "com.microsoft.RotaryEmbedding": _plain("RotaryEmbedding", 0, 2, 3, 1),
 }
 

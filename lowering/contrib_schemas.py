@@ -19,11 +19,20 @@ _TYPES = [
     for name in ("float", "float16", "bfloat16", "double", "int8", "uint8", "int16", "uint16", "int32", "int64", "bool")
 ]
 
+_FUNCTIONS = ("GroupNormalization", "MeanVarianceNormalization")
+"""Operators of ONNX that are defined by a function whose shapes onnx cannot follow; they have those of input 0."""
+
 Infer = Callable[[InferenceContext], None]
 
 
 def register() -> None:
-    """Add the schemas of this module that onnx does not have yet."""
+    """Add the schemas of this module that onnx does not have yet, and shapes where its own schemas give none."""
+    for name in _FUNCTIONS:
+        schema = defs.get_schema(name)
+        if not schema.has_type_and_shape_inference_function:
+            schema.set_type_and_shape_inference_function(_like(0))
+            defs.deregister_schema(name, schema.since_version, "")
+            defs.register_schema(schema)
     wanted = [(DOMAIN, name, infer) for name, infer in SCHEMAS.items()]
     # ONNX Runtime's optimiser leaves this one in ONNX's own domain.
     wanted.append(("", "SimplifiedLayerNormalization", _like(0)))
@@ -51,11 +60,16 @@ _INTEGER_ATTRIBUTES = (
     *("transA", "transB", "transBatchA", "transBatchB", "axis", "group", "channels_last", "groups", "activation_algo"),
     *("mask_index_type", "interleaved", "num_heads", "rotary_embedding_dim", "is_packed_batching", "stash_type"),
     *("count_include_pad", "ceil_mode", "opset"),
+    *("kv_num_heads", "unidirectional", "do_rotary", "local_window_size", "past_present_share_buffer"),
+    *("rotary_interleaved", "smooth_softmax"),
 )
 _ATTRIBUTES = [
     *((name, OpSchema.AttrType.INT) for name in _INTEGER_ATTRIBUTES),
-    *((name, OpSchema.AttrType.INTS) for name in ("kernel_shape", "strides", "dilations", "pads")),
-    *((name, OpSchema.AttrType.FLOAT) for name in ("alpha", "beta", "epsilon", "scale")),
+    *((name, OpSchema.AttrType.INTS) for name in ("kernel_shape", "strides", "dilations", "pads", "qkv_hidden_sizes")),
+    *(
+        (name, OpSchema.AttrType.FLOAT)
+        for name in ("alpha", "beta", "epsilon", "scale", "softcap", "mask_filter_value")
+    ),
     *((name, OpSchema.AttrType.STRING) for name in ("activation", "auto_pad", "approximate")),
     ("activation_params", OpSchema.AttrType.FLOATS),
 ]
@@ -125,6 +139,37 @@ def _embed(context: InferenceContext) -> None:
     _set(context, 0, [*ids, word[-1]], like=2)
     _set(context, 1, ids[:1])
     _set(context, 2, [*ids, word[-1]], like=2)
+
+
+def _attention(context: InferenceContext) -> None:
+    x, weights = _shape(context, 0), _shape(context, 1)
+    if x is None or weights is None:
+        return
+    widths = _ints(context, "qkv_hidden_sizes", [weights[1] // 3] * 3)
+    _set(context, 0, [*x[:2], widths[2]])
+
+
+def _cached_attention(keys: str, cache: int) -> Infer:
+    """Attentions with queries, keys and values in inputs 0 to 2 and a cache from input `cache` on.
+
+    keys: the attribute with the number of key heads.
+    """
+
+    def infer(context: InferenceContext) -> None:
+        q, k, v, past = (_shape(context, index) for index in (0, 1, 2, cache))
+        heads, kv_heads = _attribute(context, "num_heads", 1), _attribute(context, keys, 1)
+        if q is None:
+            return
+        packed = q[2] // (heads + 2 * kv_heads)
+        width = packed if v is None else v[-1] // (kv_heads if len(v) == 3 else 1)
+        new = q[1] if k is None else k[1 if len(k) == 3 else 2]
+        key_width = packed if k is None else k[-1] // (kv_heads if len(k) == 3 else 1)
+        total = new + (past[2] if past is not None else 0)
+        _set(context, 0, [*q[:2], heads * width])
+        _set(context, 1, [q[0], kv_heads, total, key_width])
+        _set(context, 2, [q[0], kv_heads, total, width])
+
+    return infer
 
 
 def _matmul(left: int, right: int) -> Infer:
@@ -222,6 +267,9 @@ SCHEMAS: dict[str, Infer] = {
     "SkipLayerNormalization": _skip_norm,
     "SkipSimplifiedLayerNormalization": _skip_norm,
     "EmbedLayerNormalization": _embed,
+    "Attention": _attention,
+    "MultiHeadAttention": _cached_attention("num_heads", 6),
+    "GroupQueryAttention": _cached_attention("kv_num_heads", 3),
     "QLinearAdd": _broadcast(0, 3),
     "QLinearMul": _broadcast(0, 3),
     "QLinearGlobalAveragePool": _global_pool,

@@ -21,6 +21,7 @@ class Tensor:
     constant: it does not depend on the graph's inputs (a weight, or computed from weights only).
     values: the elements of a small constant in row-major order, where the file holds them; else None.
     integer: integers or truth values (shapes, indices, masks) rather than activations.
+    leaves: of a constant computed from others, the constants of the file that it comes from.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Tensor:
     constant: bool = False
     values: tuple[float, ...] | None = None
     integer: bool = False
+    leaves: tuple[Tensor, ...] = ()
 
     @property
     def elements(self) -> int:
@@ -102,6 +104,10 @@ class Graph:
 
     @property
     def parameters(self) -> int:
-        """Number of elements of all distinct constants that nodes read."""
-        constants = {t.name: t.elements for node in self.nodes for t in node.inputs if t is not None and t.constant}
-        return sum(constants.values())
+        """Number of elements of all distinct constants of the file that nodes depend on, integers left out.
+
+        Statistics of BatchNormalization count, and so does a table of which only a few rows are ever read.
+        """
+        read = {t.name: t for node in self.nodes for t in node.inputs if t is not None and t.constant}
+        leaves = {leaf.name: leaf for t in read.values() for leaf in (t.leaves or (t,))}
+        return sum(leaf.elements for leaf in leaves.values() if not leaf.integer)

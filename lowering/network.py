@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+from hwconfigs.errors import UserError
 from lowering.address_space import AddressSpace
 from lowering.canonical import canonical
 from lowering.chip import Chip
@@ -16,6 +17,7 @@ from lowering.ir import Graph, Node, Tensor
 from lowering.layout import Layout, Order, channels_last, row_major, same_order
 from lowering.mapping import Mapping, MatmulShape
 from lowering.matmul import BatchedOperands, MatmulLayer, emit_matmul, plan_matmul
+from lowering.models import ModelError
 from lowering.operator_table import HANDLERS
 from lowering.operators import (
     BINARY,
@@ -46,6 +48,9 @@ from lowering.vector_layers import (
 ROW_MAJOR_READERS = frozenset({"MatMul", "Gemm", "Reshape", "LayerNormalization", "Attention"})
 """Operators that want their input as ONNX writes it."""
 
+MALFORMED = (ValueError, IndexError, KeyError, ZeroDivisionError, TypeError, OverflowError, StopIteration)
+"""What lowering stumbles over in a node whose shapes or attributes contradict its definition."""
+
 IMAGE_READERS = frozenset({"Conv", "ConvTranspose", "LRN", "Resize", "Upsample", "GridSample"})
 """Operators whose input is an image, channels-last in memory."""
 
@@ -71,7 +76,13 @@ def lower_graph(
     Raises UnsupportedError for an operator that is not modelled (unless skip_unknown), MappingError for a tile that
     cannot fit.
     """
-    clean = simplify(canonical(graph))
+    try:
+        clean = simplify(canonical(graph))
+        groups = fuse(clean)
+    except UserError:
+        raise
+    except MALFORMED as error:
+        raise ModelError(f"the graph is malformed: {' '.join(str(error).split())}") from error
     network = _Network(
         chip,
         ProgramBuilder(graph.name, chip.n_cores, chip.request_bytes),
@@ -82,8 +93,17 @@ def lower_graph(
     )
     for tensor in clean.inputs:
         network.place(tensor, input_order(tensor, clean))
-    for group in fuse(clean):
-        network.lower(group)
+    for group in groups:
+        try:
+            network.lower(group)
+        except UserError:
+            raise
+        except MALFORMED as error:
+            node = group.head
+            raise ModelError(
+                f"node {node.name} ({node.op}): its inputs {[t.shape for t in node.inputs if t is not None]}, outputs "
+                f"{[t.shape for t in node.outputs]} and attributes do not fit together ({' '.join(str(error).split())})"
+            ) from error
     return network.builder.build(network.warnings)
 
 

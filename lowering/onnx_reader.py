@@ -9,20 +9,28 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
 import onnx
 import onnx_ir
 from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
-from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import (
+    IdentityEliminationPass,
+    InlinePass,
+    RemoveInitializersFromInputsPass,
+    RemoveUnusedNodesPass,
+)
 from onnxscript.optimizer import fold_constants_ir
 
 from hwconfigs.errors import nearest
 from lowering import contrib_schemas
+from lowering.control_flow import unroll
 from lowering.ir import Attribute, Graph, Node, Tensor
 from lowering.models import LoadedModel, ModelError
+from lowering.patterns import recognise
+from lowering.validation import check_sizes, check_structure
 
 _FOLD_ELEMENTS = 1024
 """Constants up to this many elements take part in folding: shapes, axes, scalars. Larger ones are weights."""
@@ -35,15 +43,21 @@ _INTEGERS = frozenset(
 )
 """Element types of indices, shapes and masks. 8-bit integers are quantised activations."""
 
+_GENERATORS = frozenset({"ConstantOfShape", "RandomNormal", "RandomUniform", "EyeLike"})
+"""Constant nodes whose result is a tensor of its own: graphs without weights write their weights so."""
+
 _FOLD_ROUNDS = 2
 """The second round folds what the first one's shape inference made constant."""
 
 
-def read_graph(model: LoadedModel, batch: int = 1, dims: Mapping[str, int] | None = None) -> Graph:
+def read_graph(
+    model: LoadedModel, batch: int = 1, dims: Mapping[str, int] | None = None, *, patterns: bool = True
+) -> Graph:
     """The model's graph with every dimension fixed.
 
     batch: size of the first dimension of every input where the model leaves it open, or was exported with 1.
     dims: sizes of open dimensions by their name in the file; an unnamed one is called `input.axis`.
+    patterns: whether decomposed attention, normalisations and activations are recognised (`lowering.patterns`).
     Raises ModelError: an open dimension, an unknown name in `dims`, a graph whose shapes contradict each other.
     """
     if batch < 1:
@@ -60,7 +74,13 @@ def read_graph(model: LoadedModel, batch: int = 1, dims: Mapping[str, int] | Non
     del proto.graph.value_info[:]
     for output in proto.graph.output:
         output.type.tensor_type.ClearField("shape")
-    proto = _infer(model, _fold(model, proto))
+    check_structure(model, proto)
+    folded = _fold(model, proto)
+    if unroll(folded, model.path):
+        folded = _fold(model, folded)
+    proto = _infer(model, folded)
+    if patterns:
+        proto = recognise(proto)
     return _build(model, proto, weights, {item.name for item in inputs})
 
 
@@ -138,7 +158,7 @@ def _may_fold(node: onnx_ir.Node) -> bool | None:
 
 def _fold(model: LoadedModel, proto: onnx.ModelProto) -> onnx.ModelProto:
     """Inline functions, fold constants and shape arithmetic, drop what is then unused."""
-    prepare = onnx_ir.passes.Sequential(InlinePass(), RemoveInitializersFromInputsPass())
+    prepare = onnx_ir.passes.Sequential(InlinePass(), RemoveInitializersFromInputsPass(), IdentityEliminationPass())
     remove_unused = RemoveUnusedNodesPass()
     logger = logging.getLogger("onnxscript.optimizer")
     level = logger.level
@@ -205,6 +225,7 @@ def _build(model: LoadedModel, proto: onnx.ModelProto, weights: set[str], inputs
         if not node.outputs[0].constant:
             _check_reshape(model, node)
             nodes.append(node)
+    check_sizes(model, nodes)
     return Graph(
         name=model.name,
         opset=model.opset,
@@ -229,6 +250,7 @@ def _node(
         )
     inputs = tuple(tensors[item] if item else None for item in proto.input)
     constant = all(item is None or item.constant for item in inputs)
+    leaves = _leaves(inputs) if constant and proto.op_type not in _GENERATORS else ()
     outputs: list[Tensor] = []
     for output in proto.output:
         shape = shapes.get(output)
@@ -237,7 +259,8 @@ def _node(
                 f"model {model.path}: the shape of {output}, computed by node {name} ({proto.op_type}), "
                 "cannot be inferred before running the model"
             )
-        outputs.append(Tensor(output, shape or (), constant=constant, integer=output in integers))
+        integer = output in integers
+        outputs.append(Tensor(output, shape or (), constant=constant, integer=integer, leaves=leaves))
     attributes = {item.name: _attribute(item) for item in proto.attribute}
     return Node(
         name,
@@ -246,6 +269,12 @@ def _node(
         tuple(outputs),
         {key: value for key, value in attributes.items() if value is not None},
     )
+
+
+def _leaves(inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """The constants of the file that a constant node takes its values from; shapes and indices only if no others."""
+    found = {leaf.name: leaf for item in inputs if item is not None for leaf in (item.leaves or (item,))}
+    return tuple(leaf for leaf in found.values() if not leaf.integer) or tuple(found.values())
 
 
 def _check_reshape(model: LoadedModel, node: Node) -> None:

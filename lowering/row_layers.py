@@ -3,8 +3,8 @@
 A *row* is what one statistic is taken over (a token for LayerNormalization, one channel of one image for
 InstanceNormalization). A *group* is the shortest run of whole pixels that holds whole rows. Tiles take whole groups,
 or channel slices of one, where they fit the scratchpad: everything is then read once. Groups that do not fit, or
-too few of them for the cores, take two layers: one reads chunks and leaves the partial statistics of each in DRAM, the
-other reads these, and, where the result has the size of the input, the input again.
+too few of them for the cores, take several layers: one reads chunks and leaves the partial statistics of each in DRAM,
+one combines these, and, where the result has the size of the input, one reads the input again.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class RowLayer:
 
 
 def emit_rows(builder: ProgramBuilder, layer: RowLayer, chip: Chip, space: AddressSpace) -> None:
-    """Write the layer, or the two layers, of a row-wise operator. Raises MappingError when no chunk fits."""
+    """Write the layer, or the layers, of a row-wise operator. Raises MappingError when no chunk fits."""
     group_bytes = layer.rows.group_pixels * layer.inputs[0].pitch_bytes
     slices = _slices(layer, chip)
     width = math.ceil(layer.inputs[0].channels / slices) * chip.element_bytes
@@ -131,7 +131,9 @@ def _emit_whole(builder: ProgramBuilder, layer: RowLayer, chip: Chip, slices: in
     channels = ranges(x.channels, math.ceil(x.channels / slices), rows.granule, False) if slices > 1 else []
     builder.begin_layer(layer.identity.info())
     if not channels:
-        for core, start, count in shares(layer.groups, room, 1, rows.group_pixels * x.pitch_bytes, chip):
+        group_bytes = rows.group_pixels * x.pitch_bytes
+        granule = _whole_blocks(group_bytes, x.request_bytes, min(room, layer.groups))
+        for core, start, count in shares(layer.groups, room, granule, group_bytes, chip):
             _tile(builder, layer, chip, core, (start, count), (0, x.channels))
     else:
         pieces = [(group, piece) for group in range(layer.groups) for piece in channels]
@@ -140,6 +142,12 @@ def _emit_whole(builder: ProgramBuilder, layer: RowLayer, chip: Chip, slices: in
             for item in items:
                 _tile(builder, layer, chip, core, (pieces[item][0], 1), pieces[item][1])
     builder.end_layer()
+
+
+def _whole_blocks(unit_bytes: int, request_bytes: int, most: int) -> int:
+    """How many units fill whole memory blocks, so that no two tiles share one; 1 when more than `most` would."""
+    units = math.lcm(unit_bytes, request_bytes) // unit_bytes
+    return units if units <= most else 1
 
 
 def _tile(
@@ -241,7 +249,7 @@ def row_cycles(elements: int, rows: Rows, cost: RowCost, chip: Chip, core: CoreC
 
 
 def _emit_chunks(builder: ProgramBuilder, layer: RowLayer, chip: Chip, space: AddressSpace) -> None:
-    """Two layers: partial statistics of every chunk, then the results."""
+    """Partial statistics of every chunk, their combination, then the results."""
     x, rows = layer.inputs[0], layer.rows
     streams = len(layer.inputs) + len(layer.results)
     constants = sum(size for _, size in layer.constants)
@@ -259,7 +267,7 @@ def _emit_chunks(builder: ProgramBuilder, layer: RowLayer, chip: Chip, space: Ad
             f"{streams * x.pitch_bytes + constants + statistics} bytes of scratchpad, half of it is "
             f"{chip.spad_bytes}; enlarge cores.spad_kib"
         )
-    chunks = ranges(rows.group_pixels, chunk, 1, False)
+    chunks = ranges(rows.group_pixels, chunk, _whole_blocks(x.pitch_bytes, x.request_bytes, chunk), False)
     base = space.allocate(layer.groups * len(chunks) * statistics)
     pieces = [
         (group, index, (group * rows.group_pixels + start, length))
@@ -287,13 +295,22 @@ def _emit_chunks(builder: ProgramBuilder, layer: RowLayer, chip: Chip, space: Ad
     if not layer.results:
         _combine(builder, layer, chip, base, area)
         return
+    totals = Layout(
+        space.allocate(layer.groups * statistics),
+        (layer.groups, statistics // x.element_bytes),
+        x.element_bytes,
+        statistics,
+        x.request_bytes,
+    )
+    combined = replace(layer.identity, name=f"{layer.identity.name} (combined statistics)")
+    _combine(builder, replace(layer, identity=combined, reduced=(totals,)), chip, base, area)
     final = replace(layer, cost=RowCost({}, 0, layer.cost.per_row, layer.cost.per_element))
     builder.begin_layer(layer.identity.info())
     for core, items in enumerate(assigned):
         for item in items:
             group, index, (first, pixels) = pieces[item]
             builder.begin_tile(core)
-            constants = (*layer.constants, (base + group * area, area))
+            constants = (*layer.constants, (totals.base_byte + group * statistics, statistics))
             entries = _load_inputs(builder, replace(final, constants=constants), first, pixels, (0, x.channels))
             cycles = row_cycles(pixels * x.channels, rows, final.cost, chip, chip.cores[core])
             _vector(builder, entries, cycles, core_result=entries)
