@@ -53,7 +53,7 @@ def extrapolate(result: SimResult, repeat: Repeat) -> SimResult:
         warnings=(
             *result.warnings,
             f"extrapolated: {simulated} of {repeat.total} layers were simulated ({result.cycles:,} cycles), the others "
-            "repeat them in turn; row-buffer counts and the figures of cores, channels and NoC are of the simulated part",
+            "repeat them in turn; row-buffer counts and figures of cores, channels and NoC are of the simulated part",
         ),
         extrapolation={
             "simulated_layers": simulated,
