@@ -51,8 +51,10 @@ def lower(
     mapping: inner tile sizes for every matrix layer, or an ONNXim mapping line.
     Raises UserError subclasses: ModelError, UnsupportedError, MappingError.
     """
+    forced = parse_mapping(mapping) if isinstance(mapping, str) else mapping
     if compat is None and isinstance(model, str | Path) and is_config(model):
-        return lower_config(resolve(model), hw, batch=batch, dims=dims or {})
+        options = {"skip_unknown": skip_unknown, "mapping": forced}
+        return lower_config(resolve(model), hw, batch=batch, dims=dims or {}, options=options)
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     if compat == "onnxim":
         from lowering.onnxim import lower_onnxim
@@ -60,7 +62,6 @@ def lower(
         return lower_onnxim(loaded.path, hw, batch=batch, dims=dims or {})
     if compat is not None:
         raise UserError(f"--compat {compat}: unknown mode; valid: onnxim")
-    forced = parse_mapping(mapping) if isinstance(mapping, str) else mapping
     graph = read_graph(loaded, batch, dims)
     try:
         return lower_graph(graph, Chip.of(hw), skip_unknown=skip_unknown, mapping=forced)
