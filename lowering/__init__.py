@@ -54,8 +54,11 @@ def lower(
     mapping: inner tile sizes for every matrix layer, an ONNXim mapping line, or a `MappingTable`. Default mode only.
     Raises UserError subclasses: ModelError, UnsupportedError, MappingError.
     """
+    forced = parse_mapping(mapping) if isinstance(mapping, str) else mapping
+    chooser = Forced(forced) if isinstance(forced, Mapping) else forced
     if compat is None and isinstance(model, str | Path) and is_config(model):
-        return lower_config(resolve(model), hw, batch=batch, dims=dims or {})
+        options = {"skip_unknown": skip_unknown, "mapping": chooser}
+        return lower_config(resolve(model), hw, batch=batch, dims=dims or {}, options=options)
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     if compat is not None and mapping is not None:
         raise UserError(f"--compat {compat} maps layers as the original does; --mapping is for the default mode")
@@ -65,8 +68,6 @@ def lower(
         return lower_onnxim(loaded.path, hw, batch=batch, dims=dims or {})
     if compat is not None:
         raise UserError(f"--compat {compat}: unknown mode; valid: onnxim")
-    forced = parse_mapping(mapping) if isinstance(mapping, str) else mapping
-    chooser = Forced(forced) if isinstance(forced, Mapping) else forced
     graph = read_graph(loaded, batch, dims)
     try:
         return lower_graph(graph, Chip.of(hw), skip_unknown=skip_unknown, mapping=chooser)

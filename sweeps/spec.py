@@ -4,6 +4,7 @@
 
     name: my-sweep
     model: onnx:light_resnet50          # or a path from this file's folder; may be swept, as may batch and base
+                                        # a language model's config.json takes dims, swept or not: dims: {context: 4096}
     base: npu-server-128x128x4          # preset, file, or the description itself
     set: {dma.descriptors_per_cycle: 8} # the same at every point
     sweep:                              # every combination; the first key varies slowest

@@ -21,6 +21,8 @@ from lowering.models import ModelError
 
 Size = Annotated[int, within(1, 1 << 24)]
 Count = Annotated[int, within(0, 1 << 24)]
+Few = Annotated[int, within(1, 4096)]
+"""Layers and experts: the graph has nodes for each."""
 
 _ACTIVATIONS = {
     "relu": Activation("Relu"),
@@ -78,7 +80,7 @@ class LlamaConfig(Config):
 
     hidden_size: Size
     intermediate_size: Size
-    num_hidden_layers: Size
+    num_hidden_layers: Few
     num_attention_heads: Size
     num_key_value_heads: Size | None = None
     head_dim: Size | None = None
@@ -155,7 +157,7 @@ class MixtralConfig(MistralConfig):
     """Mixtral: Mistral with experts in every layer."""
 
     architectures_known = ("MixtralForCausalLM", "MixtralModel")
-    num_local_experts: Size
+    num_local_experts: Few
     num_experts_per_tok: Size
 
     @model_validator(mode="after")
@@ -209,7 +211,7 @@ class Qwen3Config(Qwen2Config):
 class SparseLayers(LlamaConfig):
     """The keys by which Qwen's mixtures say which layers have experts."""
 
-    num_experts: Size
+    num_experts: Few
     num_experts_per_tok: Size
     moe_intermediate_size: Size
     decoder_sparse_step: Size = 1
@@ -261,7 +263,7 @@ class Gpt2Config(Config):
 
     architectures_known = ("GPT2LMHeadModel", "GPT2Model")
     n_embd: Size
-    n_layer: Size
+    n_layer: Few
     n_head: Size
     n_inner: Size | None = None
     n_positions: Size
@@ -306,7 +308,7 @@ class OptConfig(Config):
     architectures_known = ("OPTForCausalLM", "OPTModel")
     hidden_size: Size
     ffn_dim: Size
-    num_hidden_layers: Size
+    num_hidden_layers: Few
     num_attention_heads: Size
     vocab_size: Size
     max_position_embeddings: Size
@@ -356,7 +358,7 @@ class BertConfig(Config):
     architectures_known = ("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification")
     hidden_size: Size
     intermediate_size: Size
-    num_hidden_layers: Size
+    num_hidden_layers: Few
     num_attention_heads: Size
     vocab_size: Size
     max_position_embeddings: Size
@@ -412,7 +414,7 @@ class OnnximConfig(Config):
     num_attention_heads: Size
     num_kv_heads: Size
     vocab_size: Size
-    num_hidden_layers: Size
+    num_hidden_layers: Few
     hidden_size: Size
     intermediate_size: Size
     ffn_type: Literal["llama", "default"]

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from hwconfigs.errors import nearest
 from hwconfigs.schema import HwConfig
@@ -33,8 +34,15 @@ LAYER_PREFIX = "layers."
 """What the names of a decoder layer's rows begin with, before the layer's number."""
 
 
-def lower_config(path: Path, hw: HwConfig, *, batch: int = 1, dims: Mapping[str, int]) -> Program:
-    """The program of one pass. Raises ModelError, and what `lower_graph` raises."""
+def lower_config(
+    path: Path,
+    hw: HwConfig,
+    *,
+    batch: int = 1,
+    dims: Mapping[str, int],
+    options: Mapping[str, Any] | None = None,
+) -> Program:
+    """The program of one pass. options: of `lower_graph`. Raises ModelError, and what `lower_graph` raises."""
     for key in dims:
         if key not in DIMS:
             raise ModelError(f"--dim {key}: a language model has no size of that name{nearest(key, DIMS)}")
@@ -45,7 +53,7 @@ def lower_config(path: Path, hw: HwConfig, *, batch: int = 1, dims: Mapping[str,
     parallel = _parallel(str(path), degree, dims.get("link_gbps"), hw)
     run = _inference(str(path), batch, dims)
     simulated = _simulated_layers(model, dims.get("steady_layers"))
-    program = lower_graph(build_graph(model, run, parallel, simulated), Chip.of(hw))
+    program = lower_graph(build_graph(model, run, parallel, simulated), Chip.of(hw), **options or {})
     if onnxim is not None and onnxim.run_single_layer and onnxim.num_hidden_layers > 1:
         only = f"{path}: run_single_layer keeps 1 of num_hidden_layers = {onnxim.num_hidden_layers}"
         program = replace(program, warnings=(*program.warnings, only))

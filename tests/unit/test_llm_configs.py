@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lowering.llm.architecture import Architecture
 from lowering.llm.closed_forms import parameters
 from lowering.llm.configs import OnnximConfig, model_name, read_config
 from lowering.llm.graph import build_graph
-from lowering.llm.inference import Inference, TensorParallel, share
+from lowering.llm.inference import Inference, TensorParallel, expert_tokens, share
 from lowering.models import ModelError
 from tests.conftest import DATA
 
@@ -113,6 +116,30 @@ def test_a_bad_config_is_one_error_with_file_and_key(tmp_path: Path, name: str, 
         read_config(write(tmp_path, name, **changes))
     assert message in str(caught.value)
     assert str(tmp_path / "config.json") in str(caught.value)
+
+
+ODD = st.one_of(
+    st.integers(-2, 70_000), st.booleans(), st.floats(), st.text(max_size=3), st.none(), st.lists(st.integers(0, 3))
+)
+
+
+@given(name=st.sampled_from(sorted(PUBLISHED)), data=st.data())
+def test_a_mutated_config_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject):
+    """Any value under any key: a graph of one layer whose parameters are counted the same way twice, or one error."""
+    content = json.loads(config_path(name).read_text())
+    content[data.draw(st.sampled_from(sorted(content)))] = data.draw(ODD)
+    path = tmp_path_factory.getbasetemp() / "mutated.json"
+    path.write_text(json.dumps(content))
+    try:
+        model = replace(read_config(path).architecture(name, str(path)), layers=1)
+        graph = build_graph(model, Inference.prefill(min(model.max_positions, 64)))
+    except ModelError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return
+    weights = {t.name: t.elements for n in graph.nodes for t in n.inputs if t and t.constant and t.values is None}
+    experts = model.experts_of(0)
+    if experts is None or len(expert_tokens(model, 0, min(model.max_positions, 64))) == experts.count:
+        assert sum(weights.values()) == sum(parameters(model).values())
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[1]", "a JSON object, not list"), ("", "not JSON")])

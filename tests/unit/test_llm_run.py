@@ -69,8 +69,10 @@ def test_extrapolated_cycles_are_within_the_stated_error(results: Any, name: str
 
 @pytest.mark.parametrize("name", ["prefill", "decode"])
 def test_extrapolated_rows_and_traffic_are_those_of_the_whole(results: Any, name: str):
-    _, full = results[name, False]
+    program, full = results[name, False]
     _, steady = results[name, True]
+    for row, info in zip(full.layers, program.layers, strict=True):
+        assert (row["load_bytes"], row["store_bytes"]) == (info.load_bytes, info.store_bytes)
     marked = [row["name"] for row in steady.layers if row["name"].endswith(" [extrapolated]")]
     assert len({row.split(".")[1] for row in marked}) == LAYERS - 2
     assert [row["name"].removesuffix(" [extrapolated]") for row in steady.layers] == [

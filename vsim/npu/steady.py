@@ -52,8 +52,8 @@ def extrapolate(result: SimResult, repeat: Repeat) -> SimResult:
         dram=_dram(result.dram, added, time_us),
         warnings=(
             *result.warnings,
-            f"extrapolated: {simulated} of {repeat.total} layers were simulated ({result.cycles:,} cycles), and repeated"
-            " in turn. Row-buffer counts and the figures of cores, channels and NoC are those of the simulated part",
+            f"extrapolated: {simulated} of {repeat.total} layers were simulated ({result.cycles:,} cycles), the others "
+            "repeat them in turn; row-buffer counts and figures of cores, channels and NoC are of the simulated part",
         ),
         extrapolation={
             "simulated_layers": simulated,
