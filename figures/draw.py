@@ -35,7 +35,7 @@ def draw_figures(folder: Path, out: Path, *, point: int | None = None) -> tuple[
     remarks += [f"{key}: only {value} is shown" for key, value in roles.held.items()]
     row = next(row for row in data.rows if row["point"] == shown)
     roofs = {name: row[f"roofs_{name}"] for name in ("macs", "dram_bytes", "noc_bytes") if f"roofs_{name}" in row}
-    has_roofline = len(roofs) == 3 and any(layer["macs"] for layer in layers)
+    has_roofline = len(roofs) == 3 and any(layer["macs"] and layer["load_bytes"] for layer in layers)
     if not has_roofline:
         remarks.append(f"roofline: point {shown} has no layer with products, or was simulated by an older vsim")
     try:

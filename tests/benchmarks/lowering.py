@@ -1,4 +1,4 @@
-"""How long lowering takes: a graph of 1,000 nodes, residual blocks of ever other widths, from file to program."""
+"""How long lowering takes: a graph of 1,000 nodes, residual blocks of ever new widths, from file to program."""
 
 from __future__ import annotations
 
@@ -73,14 +73,15 @@ def measure() -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "residual.onnx"
         onnx.save(model, path)
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         program = lower(path, load_hw(PRESET))
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     return {
         "nodes": len(model.graph.node),
         "layers": program.n_layers,
         "tiles": len(program.tiles),
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu_seconds, 2),
         "allowed_seconds": ALLOWED_SECONDS,
     }
 
@@ -89,5 +90,5 @@ def line(figures: dict[str, Any]) -> str:
     """One line for people."""
     return (
         f"lowering     {figures['nodes']:,} nodes, {figures['layers']:,} layers, {figures['tiles']:,} tiles: "
-        f"{figures['seconds']} s (bar: {figures['allowed_seconds']:g} s)"
+        f"{figures['seconds']} s, {figures['cpu_seconds']} s of them at work (bar: {figures['allowed_seconds']:g} s)"
     )
