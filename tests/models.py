@@ -71,11 +71,11 @@ def transformer_block(tokens: int, features: int, heads: int, inner: int) -> onn
     nodes = [
         helper.make_node("Attention", ["X", "wqkv", "bqkv"], ["a"], "att", domain="com.microsoft", num_heads=heads),
         helper.make_node("MatMul", ["a", "wo"], ["o"], "proj"),
-        helper.make_node("SkipLayerNormalization", ["o", "X", "g1", "b1"], ["n1"], "ln1", domain="com.microsoft"),
+        helper.make_node("SkipLayerNormalization", ["X", "o", "g1", "b1"], ["n1"], "ln1", domain="com.microsoft"),
         helper.make_node("MatMul", ["n1", "w1"], ["f1"], "fc1"),
         helper.make_node("BiasGelu", ["f1", "bf1"], ["ge"], "gelu", domain="com.microsoft"),
         helper.make_node("MatMul", ["ge", "w2"], ["f2"], "fc2"),
-        helper.make_node("SkipLayerNormalization", ["f2", "n1", "g2", "b2"], ["Y"], "ln2", domain="com.microsoft"),
+        helper.make_node("SkipLayerNormalization", ["n1", "f2", "g2", "b2"], ["Y"], "ln2", domain="com.microsoft"),
     ]
     weights = [
         _weight("wqkv", features, 3 * features), _weight("bqkv", 3 * features), _weight("wo", features, features),

@@ -118,7 +118,8 @@ def run(
 
     sizes = pass_sizes(
         model,
-        _parse_dims(dims),
+        # ONNXim reads a prompt as a graph whose past has length 0.
+        _parse_dims(dims, least=0 if compat else 1),
         prefill=prefill,
         decode=decode,
         context=context,
@@ -331,12 +332,12 @@ def _parse_value(key: str, text: str) -> Any:
         raise UserError(f"--set {key}: {text!r} is not a value") from error
 
 
-def _parse_dims(texts: Sequence[str] | None) -> dict[str, int]:
+def _parse_dims(texts: Sequence[str] | None, least: int = 1) -> dict[str, int]:
     sizes = {}
     for text in texts or ():
         name, size = _split(text, "--dim", "NAME=SIZE, such as sequence=128")
-        if not size.isascii() or not size.isdigit() or int(size) < 1:
-            raise UserError(f"--dim {name}: {size!r} is not a whole number above 0")
+        if not size.isascii() or not size.isdigit() or int(size) < least:
+            raise UserError(f"--dim {name}: {size!r} is not a whole number{' above 0' if least else ''}")
         sizes[name] = int(size)
     return sizes
 

@@ -185,9 +185,9 @@ EXACT, ABORTS = "exact", "the original aborts; vsim must run it"
 
 
 def load_cases(shared: Path, expect: str = EXACT, mode: str = "default") -> dict[str, Case]:
-    """The single-model cases of a mode ("default", "language") on the `simple` scheduler, of which `expect` is expected.
+    """The single-model cases of a mode ("default", "language") on the `simple` scheduler, by id.
 
-    By id.
+    expect: what is expected of them.
     """
     folder = shared / "reference" / "onnxim"
     cases = {}

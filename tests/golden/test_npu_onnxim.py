@@ -11,11 +11,22 @@ import pytest
 
 from lowering import lower
 from lowering.onnxim import lower_onnxim
-from tests.golden.onnxim_reference import ABORTS, ROWS, Case, GoldenRow, load_cases
+from lowering.onnxim.language import lower_language, plan
+from tests.golden.onnxim_reference import (
+    ABORTS,
+    CONFIGURATIONS,
+    LANGUAGE_ROWS,
+    ROWS,
+    SMALL_LLAMA,
+    Case,
+    GoldenRow,
+    load_cases,
+)
 from vsim.api import SimPoint, SimResult, simulate
 
 DEFAULT_CYCLES = 60_000
 """Longer rows take minutes on a busy machine and run in `make check-long`."""
+FIRST_LAYER_CYCLES = 20_300
 MOST_CPU_SECONDS = 5.0
 """Recorded cases that took the original longer are left out."""
 
@@ -49,9 +60,16 @@ def check_rows(rows: list[GoldenRow] | tuple[GoldenRow, ...], **options: Any) ->
 
 
 def test_rows_in_one_batch():
+    """With the first layer of a language model: grouped-query attention, gated feed-forward, norms."""
     rows = [row for row in ROWS if row.total < DEFAULT_CYCLES]
-    assert len(rows) >= 14
-    check_rows(rows)
+    assert len(rows) >= 21
+    language, hw = LANGUAGE_ROWS[0], CONFIGURATIONS["server"]
+    program = lower_language(SMALL_LLAMA, plan(language.requests, language.scheduler, 0, ()), hw)
+    first_layer = SimPoint(hw, program, compat=True, max_cycles=FIRST_LAYER_CYCLES)
+    *results, served = simulate([*points(rows), first_layer])
+    ours = {str(row): figures(result) for row, result in zip(rows, results, strict=True)}
+    assert ours == {str(row): recorded(row) for row in rows}
+    assert [layer["finish_cycle"] for layer in served.layers[:11]] == list(language.finishes[:11])
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if str(row) in ALONE], ids=str)

@@ -35,6 +35,7 @@ EVENT_LOGS = {
     "V_dramsimple_lat10_conv_n1_c64_h14_m64_k3_s1": "T_conv_n1_c64_h14_m64_k3_s1",
     "E1_bert_tiny_seq32": "E1_bert_tiny_seq32",
 }
+MOST_CPU_SECONDS = 3.0
 CLASSES = {Op.LOAD: "LD", Op.STORE: "ST", Op.SYSTOLIC: "EX", Op.VECTOR: "VX"}
 
 
@@ -102,20 +103,21 @@ def test_mappings(shared, tmp_path):
 
 
 def test_convolution_mappings(shared, tmp_path):
-    """Tile sizes of every convolution in the recorded cases, from the models with their strides and paddings."""
+    """Tile sizes of the convolutions in recorded cases, from the models with their strides and paddings.
+
+    Whole networks on small arrays are left out: to lower one takes ten seconds.
+    """
     pattern = re.compile(r"Conv: .*\[I\] (.*)")
     compared = 0
     for case in load_cases(shared).values():
         recorded = {Loops(**_sizes(match[1])) for line in case.data["mappings"] if (match := pattern.match(line))}
-        if (
-            recorded
-            and case.data["config"]["icnt_type"] == "simple"
-            and case.data["config"]["dram_type"] != "ramulator"
-        ):
+        config = case.data["config"]
+        modelled = config["icnt_type"] == "simple" and config["dram_type"] != "ramulator"
+        if recorded and modelled and case.data["cpu_s"] < MOST_CPU_SECONDS:
             layers = [layer for layer in lower_case(case, tmp_path).layers if layer.op in ("Conv", "FusedConv")]
             assert {layer.notes for layer in layers} == {(f"tile {tile}",) for tile in recorded}, case.name
             compared += len(layers)
-    assert compared > 100
+    assert compared > 80
 
 
 def _sizes(text: str) -> dict[str, int]:

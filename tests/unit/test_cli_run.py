@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests import models
+from tests.conftest import DATA
 from tests.sweep_results import save_model
 from vsim.cli import main
 
@@ -74,6 +75,19 @@ def test_tables_name_layers_and_totals(mm: str, capsys: pytest.CaptureFixture[st
     assert "MatMul" in text
     assert "row hits" in text
     assert "cycles" in text.splitlines()[-1]
+
+
+def test_compat_runs_a_convolution_as_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Case E1_conv_n1_c16_h8_m16_k3_s1 of the recorded runs of ONNXim, with its own configuration file."""
+    model, chip = tmp_path / "conv.onnx", tmp_path / "chip.json"
+    graph = models.conv(16, 16, 3, 1, 1, 8)
+    graph.graph.node[0].input.append("b")
+    graph.graph.initializer.append(TensorProto(name="b", dims=[16], data_type=TensorProto.FLOAT))
+    save_model(graph, model)
+    chip.write_text(json.dumps(json.loads((DATA / "onnxim_configs.json").read_text())["E1_conv_n1_c16_h8_m16_k3_s1"]))
+    assert main(["run", str(model), "--hw", str(chip), "--compat", "onnxim", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["status"], result["cycles"]) == ("ok", 3020)
 
 
 def test_dim_and_unknown_operators(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -100,6 +101,6 @@ def test_launches_and_layers_of_a_program():
 
 
 def test_memory_that_is_too_small_is_named():
-    with pytest.raises(UserError, match=r"language model T: .* exceed dram\.size_gib = 1"):
-        big = Request(0, 200_000, 1, 0)
-        lower_language(SMALL_LLAMA, plan([big], "simple", 0, ()), SERVER.with_overrides({"dram.size_gib": 1}))
+    model = replace(SMALL_LLAMA, vocabulary=2_000_000)
+    with pytest.raises(UserError, match=r"language model T: 1\.9 GiB .* exceed dram\.size_gib = 1"):
+        lower_language(model, plan(REQUESTS, "simple", 0, ()), SERVER.with_overrides({"dram.size_gib": 1}))

@@ -56,5 +56,5 @@ def test_tiles_that_overfill_the_scratchpad_are_named(tmp_path):
     path = tmp_path / "cv.onnx"
     onnx.save(models.conv(64, 64, 3, 1, 1, 56), path)
     (tmp_path / "cv.mapping").write_text("[T] C64 M64 P56 Q56 S3 R3 - [O] N1 - [I] C64 M64 P56 Q56 S3 R3")
-    with pytest.raises(UserError, match="node conv: a tile of N1 C64 M64 .* half a scratchpad"):
+    with pytest.raises(UserError, match=r"node conv: a tile of N1 C64 M64 .* half a scratchpad"):
         lower_onnxim(path, SERVER.with_overrides({"cores.spad_kib": 512}))

@@ -1,7 +1,7 @@
 """Layout of the packed integer words that travel between the stages.
 
 *Flat entry*: (memory * 2 + half) * E + entry, the index into a core's validity counters.
-*Request word*: core << 13 | is_write << 12 | flat entry: what a request must say when it comes back.
+*Request word*: core << 15 | is_write << 14 | flat entry: what a request must say when it comes back.
 *Retire word*: flat entry << 2 | (slot + 1 of the tile whose last instruction this is, else 0).
 """
 
@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from jax import Array
 
-FLAT_BITS = 12
+FLAT_BITS = 14
 MAX_ENTRIES = (1 << FLAT_BITS) // 4
-MAX_CORES = 1 << 16
+MAX_CORES = 1 << 14
 MAX_REQUESTS = 1 << 24
 """Bound on the requests of one load or store: below it, float32 quotients are exact."""
 
