@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from hwconfigs.errors import UserError
 from lowering.chip import Chip
+from lowering.context import UnsupportedError
 from lowering.ir import Node
 from lowering.layout import Layout
 from lowering.mapping import MatmulShape
@@ -87,7 +87,9 @@ def _pair(sizes: tuple[int, ...], default: int, node: Node) -> Pair:
         return sizes
     if len(sizes) == 1:
         return default, sizes[0]
-    raise UserError(f"node {node.name}: {node.op} over {len(sizes)} spatial dimensions is not modelled; 1 and 2 are")
+    raise UnsupportedError(
+        f"node {node.name}: {node.op} over {len(sizes)} spatial dimensions is not modelled; 1 and 2 are"
+    )
 
 
 def _window_attributes(node: Node, kernel: Pair, in_size: Pair, out_size: Pair) -> tuple[Pair, Pair, Pair]:

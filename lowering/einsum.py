@@ -96,11 +96,13 @@ def _product(network: Network, node: Node, roles: _Roles) -> None:
     y = _as_matrix(network.place(target, result_order).layout, (b * m, n))
     batched = None
     if not right.constant or roles.batch:
-        weights = _merged(network, right, roles.right, (roles.batch, roles.reduced, roles.columns), (b * k, n))
-        first = range(b)
-        batched = BatchedOperands(
-            weights, tuple(i * m for i in first), tuple(i * k for i in first), tuple(i * m for i in first)
-        )
+        # A right operand with the reduction innermost is read as it lies.
+        transposed = roles.right[-1] in roles.reduced
+        parts = (roles.columns, roles.reduced) if transposed else (roles.reduced, roles.columns)
+        lines, width = (n, k) if transposed else (k, n)
+        weights = _merged(network, right, roles.right, (roles.batch, *parts), (b * lines, width))
+        pixels = (tuple(range(0, b * size, size)) for size in (m, lines, m))
+        batched = BatchedOperands(weights, *pixels, transposed=transposed)
     shape = MatmulShape(1, b if batched else 1, k, n, 1, m, 1, m)
     layer = MatmulLayer(node.name, node.op, shape, x, y, batched)
     emit_matmul(network.builder, plan_matmul(layer, network.chip), network.chip, network.space)

@@ -45,7 +45,9 @@ from lowering.vector_layers import (
     emit_softmax,
 )
 
-ROW_MAJOR_READERS = frozenset({"MatMul", "Gemm", "Reshape", "LayerNormalization", "Attention"})
+ROW_MAJOR_READERS = frozenset(
+    {"MatMul", "Gemm", "Einsum", "Reshape", "LayerNormalization", "RMSNormalization", "RotaryEmbedding", "Attention"}
+)
 """Operators that want their input as ONNX writes it."""
 
 MALFORMED = (ValueError, IndexError, KeyError, ZeroDivisionError, TypeError, OverflowError, StopIteration)

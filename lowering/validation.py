@@ -67,8 +67,8 @@ def check_sizes(model: LoadedModel, nodes: Iterable[Node]) -> None:
         where = f"model {model.path}: node {node.name} ({node.op})"
         tensors = [tensor for tensor in (*node.inputs, *node.outputs) if tensor is not None and tensor.name]
         for tensor in tensors:
-            if 0 in tensor.shape and not (tensor.constant and tensor in node.inputs):
-                raise ModelError(f"{where}: {tensor.name} has shape {tensor.shape}, with a dimension of size zero")
+            if min(tensor.shape, default=1) < 1 and not (tensor.constant and tensor in node.inputs):
+                raise ModelError(f"{where}: {tensor.name} has shape {tensor.shape}; every size must be at least 1")
         problem = _problem(node)
         if problem:
             raise ModelError(f"{where}: {problem}")
