@@ -8,9 +8,11 @@ from pathlib import Path
 from hwconfigs.errors import UserError
 from hwconfigs.schema import HwConfig
 from lowering.chip import Chip
+from lowering.llm.configs import is_config
+from lowering.llm.lower import lower_config
 from lowering.mapping import Mapping, MappingError, parse_mapping
 from lowering.mapping_table import MappingTable
-from lowering.models import LoadedModel, ModelError, light_models, load_model
+from lowering.models import LoadedModel, ModelError, light_models, load_model, resolve
 from lowering.network import UnsupportedError, lower_graph
 from lowering.onnx_reader import read_graph
 from lowering.parts import Forced, MappingChooser
@@ -46,11 +48,16 @@ def lower(
     """Turn a model into the program of one chip.
 
     model: a loaded model, a path, or `onnx:NAME`. batch, dims: sizes of open dimensions (see `read_graph`).
+    A path ending in .json is a description of a language model; for its dims see `lowering.llm.lower`.
     compat: "onnxim" lowers as ONNXim does, faults included; None is the corrected default.
     skip_unknown: leave operators that are not modelled out, with a warning in the program.
     mapping: inner tile sizes for every matrix layer, an ONNXim mapping line, or a `MappingTable`. Default mode only.
     Raises UserError subclasses: ModelError, UnsupportedError, MappingError.
     """
+    forced = parse_mapping(mapping) if isinstance(mapping, str) else mapping
+    chooser = Forced(forced) if isinstance(forced, Mapping) else forced
+    if compat is None and isinstance(model, str | Path) and is_config(model):
+        return lower_config(resolve(model), hw, batch=batch, dims=dims or {}, mapping=chooser)
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     if compat is not None and mapping is not None:
         raise UserError(f"--compat {compat} maps layers as the original does; --mapping is for the default mode")
@@ -60,7 +67,8 @@ def lower(
         return lower_onnxim(loaded.path, hw, batch=batch, dims=dims or {})
     if compat is not None:
         raise UserError(f"--compat {compat}: unknown mode; valid: onnxim")
-    forced = parse_mapping(mapping) if isinstance(mapping, str) else mapping
-    chooser = Forced(forced) if isinstance(forced, Mapping) else forced
     graph = read_graph(loaded, batch, dims)
-    return lower_graph(graph, Chip.of(hw), skip_unknown=skip_unknown, mapping=chooser)
+    try:
+        return lower_graph(graph, Chip.of(hw), skip_unknown=skip_unknown, mapping=chooser)
+    except UserError as error:
+        raise type(error)(f"model {loaded.path}: {error}") from error

@@ -364,6 +364,19 @@ class ProgramBuilder:
         self._compute(Op.VECTOR, Flag(0), dst, src_a, src_b or Operand(-1), counts, size1, size2)
         self._vector_cycles += counts[0] * size1.total(counts[1]) * size2.total(counts[2])
 
+    @property
+    def rows_written(self) -> int:
+        """Number of the next row."""
+        return len(self._rows)
+
+    def repeat(self, first: int, end: int) -> None:
+        """Write the rows first..end once more: instructions that compute, of an earlier tile of the open layer."""
+        rows = self._rows[first:end]
+        if self._tile is None or any(row[Col.OP] in (Op.LOAD, Op.STORE) for row in rows):
+            raise ValueError("only instructions that compute can be repeated, inside a tile")
+        self._rows.extend(rows)
+        self._vector_cycles += sum(_vector_cycles(row) for row in rows if row[Col.OP] == Op.VECTOR)
+
     # -- result
 
     def build(self, warnings: Sequence[str] = ()) -> Program:
@@ -468,6 +481,11 @@ class ProgramBuilder:
             self._pattern_start[pattern] = len(self._pattern)
             self._pattern.extend(pattern)
         return self._pattern_start[pattern]
+
+
+def _vector_cycles(row: list[int]) -> int:
+    first = Extent(row[Col.SIZE1], row[Col.SIZE1_LAST]).total(row[Col.COUNT1])
+    return row[Col.COUNT0] * first * Extent(row[Col.SIZE2], row[Col.SIZE2_LAST]).total(row[Col.COUNT2])
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from lowering.ir import Graph, Node, Tensor
 from lowering.operators import AFFINE, BINARY, MATRIX, UNARY
-from lowering.simplify import consumers
+from lowering.simplify import consumers, is_bookkeeping
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def fuse(graph: Graph) -> list[Group]:
 
 def is_elementwise(node: Node) -> bool:
     """Whether every output element depends on the input elements at the same (or broadcast) position only."""
-    return node.op in UNARY or node.op in BINARY or node.op == "BatchNormalization"
+    known = node.op in UNARY or node.op in BINARY or node.op == "BatchNormalization"
+    return known and not is_bookkeeping(node)
 
 
 def _next_steps(group: Group, uses: dict[str, list[Node]]) -> list[Step] | None:
@@ -124,7 +125,7 @@ def is_channel_constant(tensor: Tensor, result: Tensor, head: Node) -> bool:
     if tensor.elements == 1:
         return True
     rank = len(result.shape)
-    if head.op in ("Conv", "BatchNormalization"):
+    if head.op in ("Conv", "ConvTranspose", "BatchNormalization"):
         channels = (1,)
     else:
         channels = (rank - 1,) if head.op in MATRIX else (1, rank - 1)

@@ -68,13 +68,22 @@ class BatchedOperands:
 
 
 @dataclass(frozen=True)
+class OutputGrid:
+    """Outputs that are every `step`-th (row, column) from `first` on of images of `size`, not neighbours."""
+
+    first: tuple[int, int]
+    step: tuple[int, int]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class MatmulLayer:
     """One matrix layer with its fused operators.
 
     x, y: input and output, pixels in the order images, rows, columns. batched: None for constant weights, which are
     stored tile by tile in the order of use. bias: whether 4 bytes for each output channel are added.
     residuals: tensors laid out like `y` that are added (or multiplied). epilogue: vector operations for each output,
-    the residuals' included.
+    the residuals' included. grid: where the outputs lie in `y` when they are not all of it.
     """
 
     name: str
@@ -87,6 +96,7 @@ class MatmulLayer:
     residuals: tuple[Layout, ...] = ()
     epilogue: Cost = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    grid: OutputGrid | None = None
 
 
 @dataclass(frozen=True)
@@ -468,7 +478,14 @@ class _Writer:
 
     def _output(self, layout: Layout, tile: OutputTile) -> Descriptor:
         """The tile's outputs in a tensor laid out like `y`."""
-        shape, batched = self.plan.layer.shape, self.plan.layer.batched
+        shape, batched, grid = self.plan.layer.shape, self.plan.layer.batched, self.plan.layer.grid
+        if grid is not None:
+            image = grid.size[0] * grid.size[1]
+            line, column = grid.step[0] * grid.size[1], grid.step[1]
+            first = tile.images[0] * image + (grid.first[0] + tile.rows[0] * grid.step[0]) * grid.size[1]
+            first += grid.first[1] + tile.cols[0] * column
+            levels = ((tile.images[1], image), (tile.rows[1], line), (tile.cols[1], column))
+            return layout.region(first, levels, self._first_channel(tile), tile.channels[1])
         image = shape.out_rows * shape.out_cols
         first = tile.rows[0] * shape.out_cols + tile.cols[0]
         first += batched.y_pixels[tile.group] if batched is not None else tile.images[0] * image

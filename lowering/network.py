@@ -7,28 +7,31 @@ from dataclasses import dataclass, field, replace
 
 from hwconfigs.errors import UserError
 from lowering.address_space import AddressSpace
+from lowering.canonical import canonical
 from lowering.chip import Chip
+from lowering.context import UnsupportedError
 from lowering.convolution import convolution_shape, pool_layer
 from lowering.emit import ProgramBuilder
-from lowering.fusion import Group, Step, fuse
+from lowering.fusion import Group, fuse
 from lowering.ir import Graph, Node, Tensor
 from lowering.layout import Layout, Order, channels_last, row_major, same_order
 from lowering.mapping import MatmulShape
 from lowering.matmul import BatchedOperands, MatmulLayer, emit_matmul, plan_matmul
+from lowering.models import ModelError
+from lowering.operator_table import HANDLERS
 from lowering.operators import (
-    AFFINE_COST,
     BINARY,
     MATRIX,
     POOLS,
     UNARY,
     VIEWS,
-    Cost,
     add_costs,
+    elementwise_cost,
     lrn_cost,
 )
 from lowering.parts import Heuristic, MappingChooser
 from lowering.program import Program
-from lowering.simplify import consumers, simplify
+from lowering.simplify import consumers, is_bookkeeping, simplify
 from lowering.vector_layers import (
     CopyLayer,
     CopyPart,
@@ -43,12 +46,14 @@ from lowering.vector_layers import (
     emit_softmax,
 )
 
-ROW_MAJOR_READERS = frozenset({"MatMul", "Gemm", "Reshape", "LayerNormalization"})
+ROW_MAJOR_READERS = frozenset({"MatMul", "Gemm", "Reshape", "LayerNormalization", "Attention"})
 """Operators that want their input as ONNX writes it."""
 
+MALFORMED = (ValueError, IndexError, KeyError, ZeroDivisionError, TypeError, OverflowError, StopIteration)
+"""What lowering stumbles over in a node whose shapes or attributes contradict its definition."""
 
-class UnsupportedError(UserError):
-    """The network contains an operator, or a form of one, that is not modelled."""
+IMAGE_READERS = frozenset({"Conv", "ConvTranspose", "LRN", "Resize", "Upsample", "GridSample"})
+"""Operators whose input is an image, channels-last in memory."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +77,34 @@ def lower_graph(
     Raises UnsupportedError for an operator that is not modelled (unless skip_unknown), MappingError for a tile that
     cannot fit.
     """
-    clean = simplify(graph)
+    try:
+        clean = simplify(canonical(graph))
+        groups = fuse(clean)
+    except UserError:
+        raise
+    except MALFORMED as error:
+        raise ModelError(f"the graph is malformed: {' '.join(str(error).split())}") from error
     network = _Network(
         chip,
         ProgramBuilder(graph.name, chip.n_cores, chip.request_bytes),
         skip_unknown,
         mapping or Heuristic(),
         graph.opset,
+        frozenset(tensor.name for tensor in clean.inputs),
     )
     for tensor in clean.inputs:
         network.place(tensor, input_order(tensor, clean))
-    for group in fuse(clean):
-        network.lower(group)
+    for group in groups:
+        try:
+            network.lower(group)
+        except UserError:
+            raise
+        except MALFORMED as error:
+            node = group.head
+            raise ModelError(
+                f"node {node.name} ({node.op}): its inputs {[t.shape for t in node.inputs if t is not None]}, outputs "
+                f"{[t.shape for t in node.outputs]} and attributes do not fit together ({' '.join(str(error).split())})"
+            ) from error
     return network.builder.build(network.warnings)
 
 
@@ -94,6 +115,7 @@ class _Network:
     skip_unknown: bool
     mapping: MappingChooser
     opset: int
+    inputs: frozenset[str]
     space: AddressSpace = field(default_factory=AddressSpace)
     placed: dict[str, Placed] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -104,6 +126,12 @@ class _Network:
         """Reserve memory for a tensor that the network computes or is given."""
         layout = Layout.of(tensor.shape, order, self.chip.element_bytes, self.chip.request_bytes)
         layout = replace(layout, base_byte=self.space.allocate(layout.total_bytes))
+        self.placed[tensor.name] = Placed(order, layout)
+        return self.placed[tensor.name]
+
+    def place_at(self, tensor: Tensor, order: Order, base_byte: int) -> Placed:
+        """Let a tensor be memory that is already reserved."""
+        layout = Layout.of(tensor.shape, order, self.chip.element_bytes, self.chip.request_bytes, base_byte)
         self.placed[tensor.name] = Placed(order, layout)
         return self.placed[tensor.name]
 
@@ -141,7 +169,11 @@ class _Network:
     def lower(self, group: Group) -> None:
         """Write the layers of one group and place its result."""
         node = group.head
-        if node.op in MATRIX:
+        if is_bookkeeping(node):
+            self._bookkeeping(node)
+        elif node.op in HANDLERS:
+            HANDLERS[node.op](self, group)
+        elif node.op in MATRIX:
             self._matrix(group)
         elif node.op in UNARY or node.op in BINARY or node.op == "BatchNormalization":
             self._elementwise(group)
@@ -159,6 +191,11 @@ class _Network:
             self._lrn(node)
         else:
             self._unknown(node)
+
+    def _bookkeeping(self, node: Node) -> None:
+        """Shape arithmetic that did not fold: done by the host, its results simply exist."""
+        for tensor in node.outputs:
+            self.place(tensor, row_major(len(tensor.shape)))
 
     def _unknown(self, node: Node) -> None:
         what = f"node {node.name}: operator {node.op} is not modelled"
@@ -250,7 +287,7 @@ class _Network:
             batched=batched,
             bias=bias or bool(folded),
             residuals=residuals,
-            epilogue=add_costs(BINARY["Add"] if extra else {}, *(_step_cost(step) for step in rest)),
+            epilogue=add_costs(BINARY["Add"] if extra else {}, *(elementwise_cost(step.node) for step in rest)),
             notes=_fused_note(group),
         )
 
@@ -276,7 +313,7 @@ class _Network:
             Identity(node.name, node.op, _fused_note(group)),
             self.place(output, order).layout,
             operands,
-            add_costs(_head_cost(node), *(_step_cost(step) for step in steps)),
+            add_costs(elementwise_cost(node), *(elementwise_cost(step.node) for step in steps)),
             small * self.chip.element_bytes,
         )
         emit_elementwise(self.builder, layer, self.chip, self.space)
@@ -367,7 +404,7 @@ def input_order(tensor: Tensor, graph: Graph) -> Order:
     queue, seen = [tensor], {tensor.name}
     while queue:
         for node in uses.get(queue.pop(0).name, []):
-            if rank > 2 and (node.op in ("Conv", "LRN") or node.op in POOLS):
+            if rank > 2 and (node.op in IMAGE_READERS or node.op in POOLS):
                 return channels_last(rank)
             if node.op in ROW_MAJOR_READERS:
                 return row_major(rank)
@@ -470,24 +507,6 @@ def _batch_indices(shape: tuple[int, ...], lead: tuple[int, ...]) -> list[int]:
 def _is_full(tensor: Tensor, output: Tensor) -> bool:
     """Whether an operand is a tensor to be read from memory rather than a few constants for each channel."""
     return tensor.elements == output.elements and tensor.elements > max(output.shape, default=1)
-
-
-def _head_cost(node: Node) -> Cost:
-    if node.op == "BatchNormalization":
-        return AFFINE_COST
-    return UNARY.get(node.op) or _times(BINARY[node.op], max(1, len(node.inputs) - 1))
-
-
-def _step_cost(step: Step) -> Cost:
-    if step.node.op == "BatchNormalization":
-        return AFFINE_COST
-    if step.node.op in UNARY:
-        return UNARY[step.node.op]
-    return _times(BINARY[step.node.op], max(1, len(step.node.inputs) - 1))
-
-
-def _times(cost: Cost, factor: int) -> Cost:
-    return {name: count * factor for name, count in cost.items()}
 
 
 def _fused_note(group: Group) -> tuple[str, ...]:

@@ -9,37 +9,62 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 import onnx
 import onnx_ir
 from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
-from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import (
+    IdentityEliminationPass,
+    InlinePass,
+    RemoveInitializersFromInputsPass,
+    RemoveUnusedNodesPass,
+)
 from onnxscript.optimizer import fold_constants_ir
 
 from hwconfigs.errors import nearest
+from lowering import contrib_schemas
+from lowering.control_flow import unroll
 from lowering.ir import Attribute, Graph, Node, Tensor
 from lowering.models import LoadedModel, ModelError
+from lowering.patterns import recognise
+from lowering.validation import check_sizes, check_structure
 
 _FOLD_ELEMENTS = 1024
 """Constants up to this many elements take part in folding: shapes, axes, scalars. Larger ones are weights."""
+
+_INTEGERS = frozenset(
+    {
+        *(TensorProto.INT64, TensorProto.INT32, TensorProto.INT16, TensorProto.UINT64, TensorProto.UINT32),
+        *(TensorProto.UINT16, TensorProto.BOOL),
+    }
+)
+"""Element types of indices, shapes and masks. 8-bit integers are quantised activations."""
+
+_GENERATORS = frozenset({"ConstantOfShape", "RandomNormal", "RandomUniform", "EyeLike"})
+"""Constant nodes whose result is a tensor of its own: graphs without weights write their weights so."""
 
 _FOLD_ROUNDS = 2
 """The second round folds what the first one's shape inference made constant."""
 
 
-def read_graph(model: LoadedModel, batch: int = 1, dims: Mapping[str, int] | None = None) -> Graph:
+def read_graph(
+    model: LoadedModel, batch: int = 1, dims: Mapping[str, int] | None = None, *, patterns: bool = True
+) -> Graph:
     """The model's graph with every dimension fixed.
 
     batch: size of the first dimension of every input where the model leaves it open, or was exported with 1.
     dims: sizes of open dimensions by their name in the file; an unnamed one is called `input.axis`.
+    patterns: whether decomposed attention, normalisations and activations are recognised (`lowering.patterns`).
     Raises ModelError: an open dimension, an unknown name in `dims`, a graph whose shapes contradict each other.
     """
     if batch < 1:
         raise ModelError(f"--batch {batch}: must be at least 1")
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
+    contrib_schemas.register()
     weights = {item.name for item in proto.graph.initializer}
     inputs = [item for item in proto.graph.input if item.name not in weights]
     _fix_dimensions(model, inputs, batch, dims or {})
@@ -49,7 +74,13 @@ def read_graph(model: LoadedModel, batch: int = 1, dims: Mapping[str, int] | Non
     del proto.graph.value_info[:]
     for output in proto.graph.output:
         output.type.tensor_type.ClearField("shape")
-    proto = _infer(model, _fold(model, proto))
+    check_structure(model, proto)
+    folded = _fold(model, proto)
+    if unroll(folded, model.path):
+        folded = _fold(model, folded)
+    proto = _infer(model, folded)
+    if patterns:
+        proto = recognise(proto)
     return _build(model, proto, weights, {item.name for item in inputs})
 
 
@@ -127,7 +158,7 @@ def _may_fold(node: onnx_ir.Node) -> bool | None:
 
 def _fold(model: LoadedModel, proto: onnx.ModelProto) -> onnx.ModelProto:
     """Inline functions, fold constants and shape arithmetic, drop what is then unused."""
-    prepare = onnx_ir.passes.Sequential(InlinePass(), RemoveInitializersFromInputsPass())
+    prepare = onnx_ir.passes.Sequential(InlinePass(), RemoveInitializersFromInputsPass(), IdentityEliminationPass())
     remove_unused = RemoveUnusedNodesPass()
     logger = logging.getLogger("onnxscript.optimizer")
     level = logger.level
@@ -170,23 +201,31 @@ def _reason(error: BaseException) -> str:
 def _build(model: LoadedModel, proto: onnx.ModelProto, weights: set[str], inputs: set[str]) -> Graph:
     graph = proto.graph
     shapes = {item.name: _shape(item) for item in (*graph.input, *graph.output, *graph.value_info)}
+    integers = {
+        item.name
+        for item in (*graph.input, *graph.output, *graph.value_info)
+        if item.type.tensor_type.elem_type in _INTEGERS
+    }
     tensors: dict[str, Tensor] = {}
     for item in graph.initializer:
         tensors[item.name] = _constant(item.name, item)
     for item in graph.input:
         if item.name not in tensors:
-            tensors[item.name] = Tensor(item.name, shapes[item.name] or (), constant=item.name in weights)
+            tensors[item.name] = Tensor(
+                item.name, shapes[item.name] or (), constant=item.name in weights, integer=item.name in integers
+            )
     nodes: list[Node] = []
     for proto_node in graph.node:
         value = next((item.t for item in proto_node.attribute if item.name == "value" and item.HasField("t")), None)
         if proto_node.op_type == "Constant" and value is not None:
             tensors[proto_node.output[0]] = _constant(proto_node.output[0], value)
             continue
-        node = _node(model, proto_node, tensors, shapes)
+        node = _node(model, proto_node, tensors, shapes, integers)
         tensors.update({output.name: output for output in node.outputs})
         if not node.outputs[0].constant:
             _check_reshape(model, node)
             nodes.append(node)
+    check_sizes(model, nodes)
     return Graph(
         name=model.name,
         opset=model.opset,
@@ -201,6 +240,7 @@ def _node(
     proto: onnx.NodeProto,
     tensors: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...] | None],
+    integers: AbstractSet[str],
 ) -> Node:
     name = proto.name or proto.output[0]
     missing = [item for item in proto.input if item and item not in tensors]
@@ -210,6 +250,7 @@ def _node(
         )
     inputs = tuple(tensors[item] if item else None for item in proto.input)
     constant = all(item is None or item.constant for item in inputs)
+    leaves = _leaves(inputs) if constant and proto.op_type not in _GENERATORS else ()
     outputs: list[Tensor] = []
     for output in proto.output:
         shape = shapes.get(output)
@@ -218,7 +259,8 @@ def _node(
                 f"model {model.path}: the shape of {output}, computed by node {name} ({proto.op_type}), "
                 "cannot be inferred before running the model"
             )
-        outputs.append(Tensor(output, shape or (), constant=constant))
+        integer = output in integers
+        outputs.append(Tensor(output, shape or (), constant=constant, integer=integer, leaves=leaves))
     attributes = {item.name: _attribute(item) for item in proto.attribute}
     return Node(
         name,
@@ -227,6 +269,12 @@ def _node(
         tuple(outputs),
         {key: value for key, value in attributes.items() if value is not None},
     )
+
+
+def _leaves(inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """The constants of the file that a constant node takes its values from; shapes and indices only if no others."""
+    found = {leaf.name: leaf for item in inputs if item is not None for leaf in (item.leaves or (item,))}
+    return tuple(leaf for leaf in found.values() if not leaf.integer) or tuple(found.values())
 
 
 def _check_reshape(model: LoadedModel, node: Node) -> None:
@@ -240,10 +288,11 @@ def _check_reshape(model: LoadedModel, node: Node) -> None:
 def _constant(name: str, item: TensorProto) -> Tensor:
     """A constant; its values are kept when they are few, in the file, and numbers."""
     shape = tuple(item.dims)
+    integer = item.data_type in _INTEGERS
     if math.prod(shape) > _FOLD_ELEMENTS or not _is_number(item):
-        return Tensor(name, shape, constant=True)
+        return Tensor(name, shape, constant=True, integer=integer)
     values = tuple(float(x) for x in numpy_helper.to_array(item).ravel().tolist())
-    return Tensor(name, shape, constant=True, values=values)
+    return Tensor(name, shape, constant=True, values=values, integer=integer)
 
 
 def _shape(item: ValueInfoProto) -> tuple[int, ...] | None:
@@ -275,4 +324,6 @@ def _attribute(item: onnx.AttributeProto) -> Attribute | None:
             return tuple(items)
         if all(isinstance(x, int | float) for x in items):
             return tuple(float(x) for x in items)
+        if all(isinstance(x, bytes) for x in items):
+            return tuple(x.decode(errors="replace") for x in items)
     return None

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 
 from hwconfigs.schema import CoreConfig
+from lowering.ir import Node
 
 Cost = Mapping[str, int]
 """Operations for each element, by field of `OpLatency`."""
@@ -25,6 +26,10 @@ UNARY: dict[str, Cost] = {
     "HardSwish": {"mac": 1, "add": 2, "mul": 1},
     "Tanh": {"exp": 1, "add": 2, "div": 1},
     "Gelu": {"gelu": 1},
+    "QuickGelu": {"mul": 2, "exp": 1, "add": 1, "div": 1},
+    "Swish": {"mul": 1, "exp": 1, "add": 1, "div": 1},
+    "Softsign": {"add": 2, "div": 1},
+    "Shrink": {"add": 3},
     "Erf": {"exp": 1, "mac": 5, "div": 1},
     "Elu": {"exp": 1, "add": 2, "mul": 1},
     "Celu": {"exp": 1, "add": 2, "mul": 2},
@@ -36,8 +41,35 @@ UNARY: dict[str, Cost] = {
     "Abs": {"add": 1},
     "Reciprocal": {"div": 1},
     "Sqrt": {"scalar_sqrt": 1},
+    "Log": {"exp": 1},
+    "Sin": {"mac": 8},
+    "Cos": {"mac": 8},
+    "Tan": {"mac": 16, "div": 1},
+    "Asin": {"mac": 5, "scalar_sqrt": 1},
+    "Acos": {"mac": 5, "scalar_sqrt": 1},
+    "Atan": {"mac": 8, "div": 1},
+    "Sinh": {"exp": 2, "add": 1, "mul": 1},
+    "Cosh": {"exp": 2, "add": 1, "mul": 1},
+    "Asinh": {"mac": 1, "scalar_sqrt": 1, "add": 1, "exp": 1},
+    "Acosh": {"mac": 1, "scalar_sqrt": 1, "add": 1, "exp": 1},
+    "Atanh": {"add": 2, "div": 1, "exp": 1, "mul": 1},
+    "Floor": {"add": 1},
+    "Ceil": {"add": 1},
+    "Round": {"add": 1},
+    "Sign": {"add": 1},
+    "Not": {"add": 1},
+    "BitwiseNot": {"add": 1},
+    "IsNaN": {"add": 1},
+    "IsInf": {"add": 1},
+    "Trilu": {"add": 1},
+    "QuantizeLinear": {"mac": 1, "add": 3},
+    "DequantizeLinear": {"add": 1, "mul": 1},
 }
-"""One computed operand; PRelu's slopes are constants."""
+"""One computed operand; PRelu's slopes and the scales of quantisation are constants.
+
+A logarithm takes as long as an exponential, sine and cosine a range reduction and an odd polynomial of degree 13
+(8 mac); rounding, comparing and selecting count as additions. QuantizeLinear: scale and shift, round, two clips.
+"""
 
 BINARY: dict[str, Cost] = {
     "Add": {"add": 1},
@@ -47,8 +79,34 @@ BINARY: dict[str, Cost] = {
     "Div": {"div": 1},
     "Max": {"add": 1},
     "Min": {"add": 1},
+    "Mean": {"mac": 1},
+    "Pow": {"exp": 2, "mul": 1},
+    "Mod": {"div": 1, "add": 1, "mac": 1},
+    "BitShift": {"add": 1},
+    "Where": {"add": 1},
+    **{
+        name: {"add": 1}
+        for name in (
+            *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"),
+            *("And", "Or", "Xor", "BitwiseAnd", "BitwiseOr", "BitwiseXor"),
+        )
+    },
 }
-"""Elementwise operators of two or more operands, with broadcasting."""
+"""Elementwise operators of two or more operands, with broadcasting; the cost is for each operand beyond the first.
+
+Pow is exp(y log x); `elementwise_cost` knows the cheap constant exponents. Where takes one selection for each of its
+two branches.
+"""
+
+_POWERS: dict[float, Cost] = {
+    0.5: {"scalar_sqrt": 1},
+    -0.5: {"scalar_sqrt": 1, "div": 1},
+    -1.0: {"div": 1},
+    1.0: {"add": 1},
+    2.0: {"mul": 1},
+    3.0: {"mul": 2},
+    4.0: {"mul": 2},
+}
 
 AFFINE = frozenset({"Add", "Sum", "Sub", "Mul", "Div"})
 """With a constant for each channel these fold into the weights and the bias of the layer before."""
@@ -56,9 +114,21 @@ AFFINE = frozenset({"Add", "Sum", "Sub", "Mul", "Div"})
 AFFINE_COST: Cost = {"mac": 1}
 """BatchNormalization on its own: one multiply-add with a scale and a shift of each channel."""
 
-MATRIX = frozenset({"Conv", "Gemm", "MatMul"})
+MATRIX = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
 VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+
+
+def elementwise_cost(node: Node) -> Cost:
+    """Operations for each element of an elementwise operator."""
+    if node.op == "BatchNormalization":
+        return AFFINE_COST
+    if node.op in UNARY:
+        return UNARY[node.op]
+    exponent = node.numbers(1) if node.op == "Pow" else None
+    if exponent is not None and len(exponent) == 1 and exponent[0] in _POWERS:
+        return _POWERS[exponent[0]]
+    return {name: count * max(1, len(node.inputs) - 1) for name, count in BINARY[node.op].items()}
 
 
 def latency(cost: Cost, core: CoreConfig) -> int:

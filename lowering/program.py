@@ -140,6 +140,19 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """Equal units of a network (decoder layers), of which the program contains only the first ones.
+
+    units: (first, end) of the program layers of each unit in it, in order and one behind the other; the names of unit i
+    begin with `prefix`, i and a dot. total: units of the whole network.
+    """
+
+    prefix: str
+    units: tuple[tuple[int, int], ...]
+    total: int
+
+
+@dataclass(frozen=True)
 class Program:
     """One workload lowered for one chip.
 
@@ -147,6 +160,7 @@ class Program:
     schedule: int32[n_layers, n_cores, 2], tile ranges [first, end); layers run one after the other in this order.
     pattern: int32[n_pattern], block offsets used by rows with PATTERN_START >= 0.
     spad_entries, acc_entries: entries per tile and half that the program needs (max over tiles).
+    repeat: what results are extrapolated over; None: the program is the whole workload.
     """
 
     name: str
@@ -159,6 +173,7 @@ class Program:
     acc_entries: int
     request_bytes: int = 32
     warnings: tuple[str, ...] = field(default=())
+    repeat: Repeat | None = None
 
     @property
     def n_cores(self) -> int:

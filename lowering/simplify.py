@@ -26,6 +26,18 @@ def simplify(graph: Graph) -> Graph:
     return _merge_pads(replace(graph, nodes=tuple(nodes), outputs=outputs))
 
 
+SMALL_ELEMENTS = 1024
+"""Integer tensors up to this many elements are shapes, axes and indices rather than data."""
+
+
+def is_bookkeeping(node: Node) -> bool:
+    """Whether a node computes with shapes and indices only, which a host does beside the accelerator, at no cost."""
+    if node.op in ("Shape", "Size"):
+        return True
+    tensors = [tensor for tensor in (*node.inputs, *node.outputs) if tensor is not None and tensor.name]
+    return all(tensor.integer and tensor.elements <= SMALL_ELEMENTS for tensor in tensors)
+
+
 def consumers(nodes: Iterable[Node]) -> dict[str, list[Node]]:
     """The nodes that read each tensor, by its name; a node that reads it twice is listed twice."""
     uses: dict[str, list[Node]] = {}

@@ -69,4 +69,6 @@ def program_key(point: Point) -> Hashable:
     Of the hardware that is its `Chip` (cores, element and request size), all that lowering gets to see, and the options
     of an imported ONNXim configuration. Clocks, DMA, DRAM timing and channels, and the NoC do not shape a program.
     """
-    return point.model_path, point.batch, frozenset(point.dims.items()), Chip.of(point.hw), point.hw.onnxim
+    # The link between the chips of a tensor-parallel model has a bandwidth; programs know it in bytes per core cycle.
+    link_clock = point.hw.clocks.core_mhz if "link_gbps" in point.dims else None
+    return point.model_path, point.batch, frozenset(point.dims.items()), Chip.of(point.hw), point.hw.onnxim, link_clock

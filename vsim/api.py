@@ -19,6 +19,7 @@ from vsim.engine import Progress
 from vsim.npu.compile import ProgramNeeds, params_of, program_needs, shape_of, stack_params, tables_of
 from vsim.npu.machine import NpuMachine
 from vsim.npu.results import SimResult, result_of
+from vsim.npu.steady import extrapolate
 from vsim.npu.types import NpuShape
 
 __all__ = ["Progress", "SimPoint", "SimResult", "simulate"]
@@ -59,7 +60,9 @@ def simulate(
 
         def keep(index: int, state: Any, members: list[int] = members) -> None:
             point = members[index]
-            result = results[point] = result_of(points[point].hw, points[point].program, state)
+            program = points[point].program
+            result = result_of(points[point].hw, program, state)
+            result = results[point] = result if program.repeat is None else extrapolate(result, program.repeat)
             if on_result is not None:
                 on_result(point, result)
 

@@ -70,7 +70,10 @@ def root(
 
 @app.command()
 def run(
-    model: Annotated[str, typer.Argument(help="ONNX file, or onnx:light_resnet50 for a graph of the onnx package.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="ONNX file, onnx:light_resnet50 for a graph of the onnx package, or an LLM's config.json."),
+    ],
     hw: Annotated[str, typer.Option("--hw", help="Preset, YAML file or ONNXim JSON file.")],
     overrides: SetOption = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Size of a dynamic first dimension.")] = 1,
@@ -89,10 +92,41 @@ def run(
     roofline: Annotated[
         Path | None, typer.Option("--roofline", metavar="FILE", help="Draw the roofline: .png, .pdf or .svg.")
     ] = None,
+    prefill: Annotated[
+        int | None, typer.Option("--prefill", min=1, metavar="TOKENS", help="config.json: run a prompt so long.")
+    ] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="config.json: make one token behind --context.")] = False,
+    context: Annotated[
+        int | None, typer.Option("--context", min=1, metavar="TOKENS", help="config.json: tokens in the KV cache.")
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option("--tp", min=1, metavar="CHIPS", help="config.json: tensor-parallel degree.")
+    ] = None,
+    link_gbps: Annotated[
+        int | None, typer.Option("--link-gbps", min=1, help="With --tp: GB/s from each chip to the next of the ring.")
+    ] = None,
+    steady_layers: Annotated[
+        int | None,
+        typer.Option(
+            "--steady-layers", min=1, metavar="N", help="config.json: simulate N layers, extrapolate the rest."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Simulate one model on one chip."""
-    hardware, sizes = _hardware(hw, overrides), _parse_dims(dims)
+    from vsim.cli_llm import pass_sizes
+
+    sizes = pass_sizes(
+        model,
+        _parse_dims(dims),
+        prefill=prefill,
+        decode=decode,
+        context=context,
+        tensor_parallel=tensor_parallel,
+        link_gbps=link_gbps,
+        steady_layers=steady_layers,
+    )
+    hardware = _hardware(hw, overrides)
     hardware.check_modelled()
     if roofline is not None:
         from figures.roofline import check_suffix

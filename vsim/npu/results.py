@@ -32,6 +32,8 @@ class SimResult:
     dram: dict[str, Any]
     noc: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    extrapolation: dict[str, Any] | None = None
+    """What of the result was not simulated (see `vsim.npu.steady`); None: all of it was."""
     iterations: int = 0
     """Loop iterations the lane took; fewer than its ticks where idle time was skipped."""
     roofs: dict[str, float] = field(default_factory=dict)
@@ -49,7 +51,7 @@ class SimResult:
             "noc": self.noc,
             "roofs": self.roofs,
             "warnings": list(self.warnings),
-        }
+        } | ({"extrapolation": self.extrapolation} if self.extrapolation is not None else {})
 
 
 def result_of(hw: HwConfig, program: Program, state: NpuOutcome) -> SimResult:

@@ -1,0 +1,1 @@
+"""Large language models from their `config.json`: readers, graphs of prefill and decode passes, closed forms."""

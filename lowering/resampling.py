@@ -1,0 +1,181 @@
+"""Changing the size of images: Resize, Upsample, GridSample, and transposed convolution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lowering.context import Handler, Network, unsupported
+from lowering.fusion import Group
+from lowering.ir import Node
+from lowering.layout import channels_last
+from lowering.mapping import MatmulShape
+from lowering.matmul import MatmulLayer, OutputGrid, emit_matmul, plan_matmul
+from lowering.operators import Cost, add_costs, elementwise_cost
+from lowering.streams import Read, StreamLayer, emit_stream
+from lowering.vector_layers import Identity
+
+_TAPS = {"nearest": 1, "linear": 2, "bilinear": 2, "cubic": 4, "bicubic": 4}
+"""Samples along each dimension that is resized."""
+
+
+def resize(network: Network, group: Group) -> None:
+    """Resize and Upsample: the input is read once, with the halo of a line of the outermost image dimension.
+
+    Nearest: one selection for each result. Linear, cubic: one mac for each of 2 or 4 samples in every dimension that
+    changes; the weights of the samples are computed once and stay resident.
+    """
+    node = group.head
+    x, target = node.input(0), node.outputs[0]
+    mode = node.text("mode", "nearest")
+    if mode not in _TAPS:
+        raise unsupported(node, f"mode {mode!r} is not known; valid: {', '.join(_TAPS)}")
+    order = channels_last(len(x.shape))
+    layout = network.in_order(x, order)
+    goal = network.place(target, order).layout
+    resized = sum(1 for old, new in zip(x.shape, target.shape, strict=True) if old != new)
+    samples = _TAPS[mode] ** max(1, resized)
+    cost: Cost = {"add": 1} if samples == 1 else {"mac": samples}
+    line = layout.pitch_bytes * math.prod(layout.physical[2:-1])
+    halo = line * (_TAPS[mode] // 2)
+    layer = StreamLayer(Identity(node.name, node.op), (Read(layout, min(halo, layout.total_bytes)),), goal, cost)
+    emit_stream(network.builder, layer, network.chip)
+
+
+def grid_sample(network: Network, group: Group) -> None:
+    """GridSample: image and grid are read once; 2 or 4 samples in each dimension, and their weights, are computed."""
+    node = group.head
+    x, grid, target = node.input(0), node.input(1), node.outputs[0]
+    mode = node.text("mode", "linear")
+    order = channels_last(len(x.shape))
+    layout = network.in_order(x, order)
+    where = network.find(grid).layout
+    goal = network.place(target, order).layout
+    samples = _TAPS.get(mode, 2) ** (len(x.shape) - 2)
+    layer = StreamLayer(Identity(node.name, node.op), (Read(layout), Read(where)), goal, {"mac": samples, "add": 1})
+    emit_stream(network.builder, layer, network.chip)
+
+
+# -- transposed convolution
+
+
+def conv_transpose(network: Network, group: Group) -> None:
+    """ConvTranspose, 1-D and 2-D, as one convolution of stride 1 for each output phase.
+
+    Outputs whose positions are equal modulo the stride see the same kernel positions; together they are an ordinary
+    convolution with these. No product with an inserted zero is computed. Each phase reads the input for itself.
+    """
+    node = group.head
+    x, target = node.input(0), group.output
+    order = channels_last(len(x.shape))
+    layout = network.in_order(x, order)
+    result = network.place(target, order).layout
+    rest = [step for step in group.steps if not step.folded]
+    residuals = tuple(network.in_order(tensor, order) for step in rest for tensor in step.operands)
+    bias = len(node.inputs) > 2 or any(step.folded for step in group.steps)
+    for name, shape, grid in phases(node):
+        layer = MatmulLayer(
+            name=name,
+            op=node.op,
+            shape=shape,
+            x=layout,
+            y=result,
+            bias=bias,
+            residuals=residuals,
+            epilogue=add_costs(*(elementwise_cost(step.node) for step in rest)),
+            notes=tuple(f"fused: {step.node.op}" for step in group.steps),
+            grid=grid,
+        )
+        emit_matmul(network.builder, plan_matmul(layer, network.chip, network.mapping), network.chip, network.space)
+
+
+def phases(node: Node) -> list[tuple[str, MatmulShape, OutputGrid]]:
+    """Name, convolution and output positions of every phase that has outputs."""
+    x, weights, target = node.input(0), node.input(1), node.outputs[0]
+    groups = node.int("group", 1)
+    spatial = len(x.shape) - 2
+    if spatial not in (1, 2):
+        raise unsupported(node, f"over {spatial} spatial dimensions is not modelled; 1 and 2 are")
+    lines = [_lines(node, axis, spatial) for axis in range(spatial)]
+    if spatial == 1:
+        lines.insert(0, [_Phase(0, 1, 1, 0, 1)])
+    size_in, size_out = ((1,) * (2 - spatial) + tensor.shape[2:] for tensor in (x, target))
+    stride = (1,) * (2 - spatial) + node.ints("strides", (1,) * spatial)
+    found: list[tuple[str, MatmulShape, OutputGrid]] = []
+    for rows in lines[0]:
+        for cols in lines[1]:
+            shape = MatmulShape(
+                images=x.shape[0],
+                groups=groups,
+                in_channels=x.shape[1] // groups,
+                out_channels=weights.shape[1],
+                in_rows=size_in[0],
+                in_cols=size_in[1],
+                out_rows=rows.outputs,
+                out_cols=cols.outputs,
+                kernel_rows=rows.kernel,
+                kernel_cols=cols.kernel,
+                dilation=(rows.dilation, cols.dilation),
+                pads=(rows.pad, cols.pad),
+            )
+            grid = OutputGrid((rows.first, cols.first), (stride[0], stride[1]), (size_out[0], size_out[1]))
+            name = node.name if len(lines[0]) * len(lines[1]) == 1 else f"{node.name} ({rows.first}, {cols.first})"
+            found.append((name, shape, grid))
+    return found
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """Outputs first, first + stride, ... along one dimension.
+
+    outputs: how many. kernel: positions that they see. pad, dilation: of the convolution that they are.
+    """
+
+    first: int
+    outputs: int
+    kernel: int
+    pad: int
+    dilation: int
+
+
+def _lines(node: Node, axis: int, spatial: int) -> list[_Phase]:
+    """The phases along spatial dimension `axis`.
+
+    Output o takes input i and kernel position k with o + pad = i * stride + k * dilation. The positions of one
+    phase are evenly spaced, and so are their inputs.
+    """
+    weights, target = node.input(1), node.outputs[0]
+    stride = node.ints("strides", (1,) * spatial)[axis]
+    dilation = node.ints("dilations", (1,) * spatial)[axis]
+    kernel, size_out, size_in = weights.shape[2 + axis], target.shape[2 + axis], node.input(0).shape[2 + axis]
+    pad = _pad(node, axis, spatial, stride, (kernel - 1) * dilation + 1, size_in, size_out)
+    found: list[_Phase] = []
+    for first in range(min(stride, size_out)):
+        taps = [k for k in range(kernel) if (first + pad - k * dilation) % stride == 0]
+        if not taps:
+            raise unsupported(node, f"a kernel of {kernel} and a stride of {stride} leave outputs without any input")
+        outputs = (size_out - first + stride - 1) // stride
+        # The last tap reads the first input; inputs before the image are padding.
+        lowest = (first + pad - taps[-1] * dilation) // stride
+        found.append(_Phase(first, outputs, len(taps), -lowest, math.lcm(stride, dilation) // stride))
+    return found
+
+
+def _pad(node: Node, axis: int, spatial: int, stride: int, extent: int, size_in: int, size_out: int) -> int:
+    """Outputs cut off at the beginning."""
+    automatic = node.text("auto_pad", "NOTSET")
+    if automatic == "VALID":
+        return 0
+    if automatic == "NOTSET" and "output_shape" not in node.attributes:
+        return node.ints("pads", (0,) * (2 * spatial))[axis]
+    extra = node.ints("output_padding", (0,) * spatial)[axis]
+    total = max(0, stride * (size_in - 1) + extra + extent - size_out)
+    return math.ceil(total / 2) if automatic == "SAME_LOWER" else total // 2
+
+
+HANDLERS: dict[str, Handler] = {
+    "Resize": resize,
+    "Upsample": resize,
+    "GridSample": grid_sample,
+    "ConvTranspose": conv_transpose,
+}
