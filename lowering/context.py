@@ -13,6 +13,7 @@ from lowering.emit import ProgramBuilder
 from lowering.fusion import Group
 from lowering.ir import Node, Tensor
 from lowering.layout import Layout, Order
+from lowering.parts import MappingChooser
 
 
 class UnsupportedError(UserError):
@@ -35,6 +36,7 @@ class Network(Protocol):
     chip: Chip
     builder: ProgramBuilder
     space: AddressSpace
+    mapping: MappingChooser
     opset: int
     inputs: frozenset[str]
     """Names of the graph's inputs."""

@@ -105,7 +105,7 @@ def _product(network: Network, node: Node, roles: _Roles) -> None:
         batched = BatchedOperands(weights, *pixels, transposed=transposed)
     shape = MatmulShape(1, b if batched else 1, k, n, 1, m, 1, m)
     layer = MatmulLayer(node.name, node.op, shape, x, y, batched)
-    emit_matmul(network.builder, plan_matmul(layer, network.chip), network.chip, network.space)
+    emit_matmul(network.builder, plan_matmul(layer, network.chip, network.mapping), network.chip, network.space)
 
 
 def _merged(

@@ -38,8 +38,10 @@ class MappingTable:
         Raises MappingError when no line is for the layer, or its lines do not cover it.
         """
         cores = tuple(core for kind in kinds for core in kind.cores)
-        own = [entry for entry in self.entries if entry.layer == layer]
         total = file_totals(shape)
+        own = [entry for entry in self.entries if entry.layer == layer and entry.cores is not None]
+        if not own:
+            own = [entry for entry in self.entries if entry.layer == layer and entry.total == total][-1:]
         if not own:
             own = [entry for entry in self.entries if entry.layer is None and entry.total == total][-1:]
         if not own:
@@ -48,48 +50,56 @@ class MappingTable:
             )
         for entry in own:
             check_cover(entry)
-        if all(entry.cores is None for entry in own):
-            entry = own[-1]
-            if entry.total != total:
-                raise MappingError(f"{entry.origin}: [T] {_sizes(entry.total)} is not its size, {_sizes(total)}")
-            return (whole(shape, cores, tile_sizes(entry.inner, shape)),)
+        if own[0].cores is None:
+            return (whole(shape, cores, tile_sizes(own[0].inner, shape)),)
         return _parts(own, shape, cores)
 
 
 def _parts(entries: Sequence[MappingEntry], shape: MatmulShape, cores: tuple[int, ...]) -> tuple[Part, ...]:
     """Lines for single cores: equal to the layer in all sizes but one, in which they add up to it."""
     where = entries[0].origin
-    named = [core for entry in entries for core in entry.cores or ()]
-    if any(entry.cores is None for entry in entries) or len(named) != len(set(named)) or not set(named) <= set(cores):
-        raise MappingError(f"{where}: its lines must name different cores, each of 0 to {max(cores)} at most once")
-    if len({entry.inner.exact for entry in entries}) > 1:
-        raise MappingError(f"{where}: the lines of one layer are all [I] or all [I:even]")
-    axis: Axis | None = next((axis for axis in AXES if _add_up(entries, shape, axis)), None)
+    axis: Axis | None = next((axis for axis in AXES if _add_up(_alike(entries, shape, axis), shape, axis)), None)
     if axis is None:
         raise MappingError(
-            f"{where}: the [T] of its {len(entries)} lines are no parts of {_sizes(file_totals(shape))}; "
+            f"{where}: the [T] of its lines for single cores are no parts of {_sizes(file_totals(shape))}; "
             "they must equal it in all sizes but one, and add up to that one"
         )
+    used = _alike(entries, shape, axis)
+    named = [core for entry in used for core in entry.cores or ()]
+    if len(named) != len(set(named)) or not set(named) <= set(cores):
+        raise MappingError(f"{where}: its lines must name different cores, each of 0 to {max(cores)} at most once")
+    if len({entry.inner.exact for entry in used}) > 1:
+        raise MappingError(f"{where}: the lines of one layer are all [I] or all [I:even]")
     parts: list[Part] = []
     start = 0
-    for entry in entries:
-        length = getattr(tile_sizes(entry.total, shape), axis)
+    for entry in used:
+        length = _length(entry, shape, axis)
         parts.append(Part(tuple(entry.cores or ()), tile_sizes(entry.inner, shape), axis, start, length))
         start += length
     return tuple(parts)
 
 
+def _alike(entries: Sequence[MappingEntry], shape: MatmulShape, axis: Axis) -> list[MappingEntry]:
+    """The lines that can be parts of the layer along `axis`; layers of one name may differ in their sizes."""
+    lengths = [_length(entry, shape, axis) for entry in entries]
+    return [
+        entry
+        for entry, length in zip(entries, lengths, strict=True)
+        if length % _step(shape, axis) == 0 and entry.total == file_totals(part_shape(shape, axis, length))
+    ]
+
+
 def _add_up(entries: Sequence[MappingEntry], shape: MatmulShape, axis: Axis) -> bool:
-    lengths = [getattr(tile_sizes(entry.total, shape), axis) for entry in entries]
-    if sum(lengths) != totals(shape)[axis] or (axis == "M" and any(length % _step(shape) for length in lengths)):
-        return False
-    pieces = [file_totals(part_shape(shape, axis, length)) for length in lengths]
-    return all(entry.total == piece for entry, piece in zip(entries, pieces, strict=True))
+    return sum(_length(entry, shape, axis) for entry in entries) == totals(shape)[axis]
 
 
-def _step(shape: MatmulShape) -> int:
-    """Output channels that cannot be torn apart."""
-    return shape.out_channels if shape.diagonal else 1
+def _length(entry: MappingEntry, shape: MatmulShape, axis: Axis) -> int:
+    return getattr(tile_sizes(entry.total, shape), axis)
+
+
+def _step(shape: MatmulShape, axis: Axis) -> int:
+    """Outputs that cannot be torn apart: the channels of a group, where groups share array passes."""
+    return shape.out_channels if shape.diagonal and axis == "M" else 1
 
 
 # -- a layer's sizes as a file states them

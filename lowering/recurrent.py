@@ -81,7 +81,7 @@ def _project_inputs(network: Network, cell: _Cell) -> Layout:
         y=y,
         bias=node.optional_input(3) is not None,
     )
-    emit_matmul(network.builder, plan_matmul(layer, network.chip), network.chip, network.space)
+    emit_matmul(network.builder, plan_matmul(layer, network.chip, network.mapping), network.chip, network.space)
     return y
 
 
@@ -163,7 +163,7 @@ def _recurrent_product(
     layer = MatmulLayer(
         name, cell.node.op, _product(cell.directions, cell.batch, cell.hidden, gates * cell.hidden), x, y
     )
-    emit_matmul(network.builder, plan_matmul(layer, network.chip), network.chip, weights)
+    emit_matmul(network.builder, plan_matmul(layer, network.chip, network.mapping), network.chip, weights)
 
 
 def _step(network: Network, cell: _Cell, states: _States, step: int, inputs: Layout, weights: AddressSpace) -> None:

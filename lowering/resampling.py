@@ -86,7 +86,7 @@ def conv_transpose(network: Network, group: Group) -> None:
             notes=tuple(f"fused: {step.node.op}" for step in group.steps),
             grid=grid,
         )
-        emit_matmul(network.builder, plan_matmul(layer, network.chip), network.chip, network.space)
+        emit_matmul(network.builder, plan_matmul(layer, network.chip, network.mapping), network.chip, network.space)
 
 
 def phases(node: Node) -> list[tuple[str, MatmulShape, OutputGrid]]:

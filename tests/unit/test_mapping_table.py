@@ -81,7 +81,7 @@ def test_lines_for_single_cores(tmp_path: Path):
         (["[T] N64 C128 M95 - [O] M95 N64 C128 - [I] N1"], r"layer mm \(MatMul\): file has no line for it"),
         (
             ["[T:mm] N32 C128 M96 - [O] N2 C2 M3 - [I] N16 C64 M32"],
-            r"layer mm \(MatMul\): file:1: \[T\] N32 C128 M96 is",
+            r"layer mm \(MatMul\): file has no line for it",
         ),
         (
             [f"[T] {TOTAL} - [O] N3 C2 M3 - [I] N16 C64 M32"],
@@ -91,7 +91,10 @@ def test_lines_for_single_cores(tmp_path: Path):
             [f"[T] {TOTAL} - [O] N1 C1 M1 - [I] {TOTAL}"],
             r"layer mm \(MatMul\): file:1: a tile needs 40960 bytes of scratchpad, half of them is 32768",
         ),
-        (["[T:mm@0] N32 C128 M96 - [O] N2 C2 M3 - [I] N16 C64 M32"], r"file:1: the \[T\] of its 1 lines are no parts"),
+        (
+            ["[T:mm@0] N32 C128 M96 - [O] N2 C2 M3 - [I] N16 C64 M32"],
+            r"file:1: the \[T\] of its lines for single cores",
+        ),
         (
             ["[T:mm@0] N32 C128 M96 - [O] N2 C2 M3 - [I] N16 C64 M32"] * 2,
             "file:1: its lines must name different cores, each of 0 to 3",
