@@ -69,12 +69,9 @@ def search_mapping(
     before, after = _cycles(hw, [programs[0], chosen], on_progress)
     if after < before:
         return SearchResult(layers, before, after, entries)
-    kept = tuple(replace(item, chosen=0, lines=_lines(programs[0], item.name)) for item in layers)
+    own = [layer.mapping for layer in programs[0].layers if layer.mapping]
+    kept = tuple(replace(item, chosen=0, lines=lines) for item, lines in zip(layers, own, strict=True))
     return SearchResult(kept, before, before, shortest(line for layer in kept for line in layer.lines))
-
-
-def _lines(program: Program, name: str) -> tuple[str, ...]:
-    return next(layer.mapping for layer in program.layers if layer.name == name and layer.mapping)
 
 
 def _cycles(hw: HwConfig, programs: list[Program], on_progress: Callable[[Progress], None] | None) -> tuple[int, ...]:
