@@ -18,7 +18,7 @@ LINE = "[T] N1 C64 M64 P56 Q56 S3 R3 - [O] N1 C1 M4 P3 Q3 S1 R1 - [I] N1 C64 M16
 
 def test_sections_and_defaults(tmp_path):
     path = tmp_path / "model.mapping"
-    path.write_text(f"{LINE}\n\n[T] N1 C512 M1000 - [O] N1 C1 M5 - [I] C512Y M124X - [S] M2\n")
+    path.write_text(f"{LINE}\n\n[T] N1 C512 M1000 - [O] N1 C1 M5 - [I] C512Y M124X - [I] M2\n")
     assert read_mapping_file(path) == {
         Loops(n=1, c=64, m=64, s=3, r=3, q=56, p=56): Loops(n=1, c=64, m=16, s=3, r=3, q=22, p=23),
         Loops(n=1, c=512, m=1000): Loops(n=1, c=512, m=248),
@@ -28,7 +28,7 @@ def test_sections_and_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[T] N1 C64 - [I] N1 C64", "expected three sections"),
+        ("[T] N1 C64 - [I] N1 C64", r"expected \[T\] sizes - \[O\] counts - \[I\] sizes"),
         ("[T] N1 C64 - [O] N1 - [I] N1 C0", "'C0' is no size"),
         ("[T] N1 K64 - [O] N1 - [I] N1", "'K64' is no size"),
         ("[T] N1 C64 - [O] N1 C2 - [I] N1 C16", "2 tiles of C16 do not cover C64"),
