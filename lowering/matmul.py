@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import zip_longest
 
 from hwconfigs.schema import CoreConfig
 from lowering.address_space import AddressSpace
@@ -299,14 +300,58 @@ def weight_blocks(
     )
 
 
+@dataclass(frozen=True)
+class _WeightsOf:
+    """What the places of a tile's constant weights depend on. array: cores of other arrays have their own copies."""
+
+    group: int
+    channels: tuple[int, int]
+    step: ReductionStep
+    array: tuple[int, int]
+
+
 @dataclass
 class _Weights:
-    """Where the constant weights of each (group, output channels, reduction step) lie: block after block, packed."""
+    """Where the constant weights lie: in the order in which the chip reads them.
+
+    Tiles that the cores work on at the same time take turns block by block, so that the cores, who are about equally
+    fast, read neighbouring addresses and share the open rows of the DRAM instead of closing each other's.
+    """
 
     plan: Plan
     chip: Chip
     space: AddressSpace
-    places: dict[tuple[int, tuple[int, int], ReductionStep, int, int], int] = field(default_factory=dict)
+    places: dict[_WeightsOf, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.plan.layer.batched is not None:
+            return
+        for position in range(max(map(len, self.plan.cores))):
+            at_work = [(core, tiles[position]) for core, tiles in enumerate(self.plan.cores) if position < len(tiles)]
+            steps = [self.plan.part_of(core)[1] for core, _ in at_work]
+            for number in range(max(map(len, steps))):
+                self._place(
+                    [
+                        (tile, own[number], self.chip.cores[core])
+                        for (core, tile), own in zip(at_work, steps, strict=True)
+                        if number < len(own)
+                    ]
+                )
+
+    def _place(self, together: Sequence[tuple[OutputTile, ReductionStep, CoreConfig]]) -> None:
+        pieces = {
+            key: self.pieces(tile, step, core)
+            for tile, step, core in together
+            if (key := _weights_of(tile, step, core)) not in self.places
+        }
+        address = self.space.allocate(sum(map(sum, pieces.values())))
+        places: dict[_WeightsOf, list[int]] = {key: [] for key in pieces}
+        for turn in zip_longest(*pieces.values(), fillvalue=0):
+            for key, size in zip(places, turn, strict=True):
+                if size:
+                    places[key].append(address)
+                address += size
+        self.places |= {key: tuple(addresses) for key, addresses in places.items()}
 
     def blocks(self, tile: OutputTile, step: ReductionStep, core: CoreConfig) -> WeightBlocks:
         """The blocks that the tile needs on `core`."""
@@ -314,12 +359,22 @@ class _Weights:
         exact = self.plan.parts[0].mapping.exact
         return weight_blocks(self.plan.layer.shape, tile.channels[1], step, (core.rows, core.cols), exact, units)
 
-    def base(self, tile: OutputTile, step: ReductionStep, core: CoreConfig) -> int:
-        """Address of the tile's weights. Cores of different arrays have their own copies, in their own order."""
-        key = (tile.group, tile.channels, step, core.rows, core.cols)
-        if key not in self.places:
-            self.places[key] = self.space.allocate(self.blocks(tile, step, core).total_bytes)
-        return self.places[key]
+    def pieces(self, tile: OutputTile, step: ReductionStep, core: CoreConfig) -> tuple[int, ...]:
+        """Bytes of each of the tile's transfers: its blocks, or all of them in one."""
+        blocks = self.blocks(tile, step, core)
+        fine = core.rows * core.cols * self.chip.element_bytes >= FINE_BLOCK_BYTES
+        return blocks.sizes_bytes if fine and len(blocks.shapes) <= MAX_WEIGHT_ENTRIES else (blocks.total_bytes,)
+
+    def descriptors(self, tile: OutputTile, step: ReductionStep, core: CoreConfig) -> list[Descriptor]:
+        """The tile's transfers."""
+        request = self.chip.request_bytes
+        addresses = self.places[_weights_of(tile, step, core)]
+        sizes = self.pieces(tile, step, core)
+        return [Descriptor(address // request, size // request) for address, size in zip(addresses, sizes, strict=True)]
+
+
+def _weights_of(tile: OutputTile, step: ReductionStep, core: CoreConfig) -> _WeightsOf:
+    return _WeightsOf(tile.group, tile.channels, step, (core.rows, core.cols))
 
 
 def _chain_cycles(
@@ -430,7 +485,7 @@ class _Writer:
         self, tile: OutputTile, step: ReductionStep, core: CoreConfig, blocks: WeightBlocks
     ) -> tuple[bool, int, int]:
         """Returns whether each block has its own entry, the number of entries, and the bytes."""
-        batched, request = self.plan.layer.batched, self.chip.request_bytes
+        batched = self.plan.layer.batched
         if batched is not None:
             first, out = batched.w_pixels[tile.group], tile.channels
             reduction = step.channels
@@ -438,18 +493,9 @@ class _Writer:
             descriptor = batched.weights.region(first + pixels[0], ((pixels[1], 1),), channels[0], channels[1])
             self.builder.load(_WEIGHTS, descriptor)
             return False, 1, pixels[1] * channels[1] * self.chip.element_bytes
-        base = self.weights.base(tile, step, core)
-        block_bytes = core.rows * core.cols * self.chip.element_bytes
-        if block_bytes < FINE_BLOCK_BYTES or not 1 < len(blocks.shapes) <= MAX_WEIGHT_ENTRIES:
-            self.builder.load(_WEIGHTS, Descriptor.contiguous(base, blocks.total_bytes, request))
-            return False, 1, blocks.macs_per_row * self.chip.element_bytes
-        items: list[tuple[int, Descriptor]] = []
-        block = base // request
-        for index, size in enumerate(blocks.sizes_bytes):
-            items.append((_WEIGHTS + index, Descriptor(block, size // request)))
-            block += size // request
-        self.builder.load_many(items)
-        return True, len(items), blocks.macs_per_row * self.chip.element_bytes
+        transfers = self.weights.descriptors(tile, step, core)
+        self.builder.load_many((_WEIGHTS + index, transfer) for index, transfer in enumerate(transfers))
+        return len(transfers) > 1, len(transfers), blocks.macs_per_row * self.chip.element_bytes
 
     def _load_residuals(self, tile: OutputTile, entry: int) -> int:
         residuals = self.plan.layer.residuals

@@ -141,10 +141,10 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class Repeat:
-    """Equal units of a network (decoder layers), of which the program contains only the first ones.
+    """Equal units of a network (decoder layers, blocks of an LLM's head), of which the program holds the first only.
 
     units: (first, end) of the program layers of each unit in it, in order and one behind the other; the names of unit i
-    begin with `prefix`, i and a dot. total: units of the whole network.
+    begin with `prefix` and i, and go on with a dot if at all. total: units of the whole network.
     """
 
     prefix: str
@@ -163,7 +163,7 @@ class Program:
     not before core cycle c.
     pattern: int32[n_pattern], block offsets used by rows with PATTERN_START >= 0.
     spad_entries, acc_entries: entries per tile and half that the program needs (max over tiles).
-    repeat: what results are extrapolated over; None: the program is the whole workload.
+    repeats: what results are extrapolated over, in order; empty: the program is the whole workload.
     """
 
     name: str
@@ -176,7 +176,7 @@ class Program:
     acc_entries: int
     request_bytes: int = 32
     warnings: tuple[str, ...] = field(default=())
-    repeat: Repeat | None = None
+    repeats: tuple[Repeat, ...] = ()
     releases: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @property

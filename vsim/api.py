@@ -62,7 +62,7 @@ def simulate(
             point = members[index]
             program = points[point].program
             result = result_of(points[point].hw, program, state)
-            result = results[point] = result if program.repeat is None else extrapolate(result, program.repeat)
+            result = results[point] = extrapolate(result, program.repeats)
             if on_result is not None:
                 on_result(point, result)
 

@@ -21,17 +21,34 @@ OPSET = 24
 """The operator set that defines Attention, RotaryEmbedding, RMSNormalization and Swish."""
 
 
+HEAD_PREFIX = "lm_head."
+"""What the names of a head's blocks begin with where it is cut, before the block's number."""
+
+
 def build_graph(
-    model: Architecture, run: Inference, parallel: TensorParallel | None = None, layers: int | None = None
+    model: Architecture,
+    run: Inference,
+    parallel: TensorParallel | None = None,
+    layers: int | None = None,
+    head: HeadBlocks | None = None,
 ) -> Graph:
     """The graph of one chip.
 
-    layers: how many of the model's layers, the first ones; None: all. Raises ModelError when the model cannot make
-    the pass or cannot be divided.
+    layers: how many of the model's layers, the first ones; None: all. head: how many blocks of its vocabulary the head
+    is cut into and how many of them, the first ones, are in the graph; None: it is whole. Raises ModelError when the
+    model cannot make the pass or cannot be divided.
     """
     check(model, run)
     parallel = parallel or TensorParallel()
-    return _Builder(share(model, parallel.degree), model, run, parallel).build(layers or model.layers)
+    return _Builder(share(model, parallel.degree), model, run, parallel, head).build(layers or model.layers)
+
+
+@dataclass(frozen=True)
+class HeadBlocks:
+    """A head cut into `total` equal blocks of the vocabulary, the first `simulated` of them in the graph."""
+
+    simulated: int
+    total: int
 
 
 @dataclass
@@ -40,6 +57,7 @@ class _Builder:
     whole: Architecture
     run: Inference
     parallel: TensorParallel
+    head: HeadBlocks | None
     nodes: list[Node] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
@@ -51,7 +69,7 @@ class _Builder:
             x = self._layer(f"layers.{number}", number, x, rotary)
         if self.model.final_norm:
             x = self._norm("norm", x)
-        self.outputs.insert(0, self._head(x) if self.model.causal else self._pooler(x))
+        self.outputs[:0] = self._head(x) if self.model.causal else [self._pooler(x)]
         return Graph(self.whole.name, OPSET, tuple(self.inputs), tuple(self.outputs), tuple(self.nodes))
 
     # -- pieces of a graph
@@ -135,17 +153,25 @@ class _Builder:
             return self._node("Squeeze", name, shape, x, Tensor(f"{name}.axes", (1,), constant=True, values=(1.0,)))
         return self._node("Gather", name, shape, x, self._input(f"{name}.index"), axis=1)
 
-    def _head(self, x: Tensor) -> Tensor:
+    def _head(self, x: Tensor) -> list[Tensor]:
         x = self._row_of_each_sequence("last_token", x)
         model = self.model
         if model.projects_embedding:
             x = self._linear("project_out", x, model.embedding, bias=False)
         name = "embed_tokens.weight" if model.tied_head else "lm_head.weight"
-        logits = (self.run.batch, model.vocab)
-        y = self._node("Gemm", "lm_head", logits, x, _weight(name, model.vocab, x.shape[-1]), transB=1)
+        if self.head is not None:
+            columns = model.vocab // self.head.total
+            return [
+                self._logits(f"{HEAD_PREFIX}{number}", x, f"{name}.{number}", columns)
+                for number in range(self.head.simulated)
+            ]
+        y = self._logits("lm_head", x, name, model.vocab)
         if self.parallel.degree == 1:
-            return y
-        return self._collective("AllGather", "lm_head", (self.run.batch, model.vocab * self.parallel.degree), y)
+            return [y]
+        return [self._collective("AllGather", "lm_head", (self.run.batch, model.vocab * self.parallel.degree), y)]
+
+    def _logits(self, name: str, x: Tensor, weight: str, columns: int) -> Tensor:
+        return self._node("Gemm", name, (self.run.batch, columns), x, _weight(weight, columns, x.shape[-1]), transB=1)
 
     def _pooler(self, x: Tensor) -> Tensor:
         y = self._linear("pooler", self._row_of_each_sequence("first_token", x), self.model.hidden, bias=True)

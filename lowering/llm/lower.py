@@ -6,7 +6,8 @@ dimensions of an ONNX model:
 * ``prompt``: new tokens of each sequence; ``context``: tokens already in the cache. A prompt alone is a prefill, a
   context alone decodes one token, both together are a later part of a long prompt.
 * ``tensor_parallel``: chips that share the model, and ``link_gbps``: gigabytes per second that each sends to the next.
-* ``steady_layers``: simulate this many of the model's layers and extrapolate to all; see `Repeat`.
+* ``steady_layers``: simulate this many of the model's layers and extrapolate to all; see `Repeat`. The head of a large
+  vocabulary, which takes as long as several layers, is then cut into blocks, of which as many are simulated.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from hwconfigs.schema import HwConfig
 from lowering.chip import Chip
 from lowering.llm.architecture import Architecture
 from lowering.llm.configs import OnnximConfig, model_name, read_config
-from lowering.llm.graph import build_graph
+from lowering.llm.graph import HEAD_PREFIX, HeadBlocks, build_graph
 from lowering.llm.inference import Inference, TensorParallel
 from lowering.models import ModelError
 from lowering.network import lower_graph
 from lowering.program import Program, Repeat
 
 DIMS = ("prompt", "context", "tensor_parallel", "link_gbps", "steady_layers")
+
+HEAD_BLOCK_COLUMNS = 16384
+"""Least columns of a head's block: with fewer, the start and end of a block would weigh too much in its cycles."""
 
 LAYER_PREFIX = "layers."
 """What the names of a decoder layer's rows begin with, before the layer's number."""
@@ -53,11 +57,14 @@ def lower_config(
     parallel = _parallel(str(path), degree, dims.get("link_gbps"), hw)
     run = _inference(str(path), batch, dims)
     simulated = _simulated_layers(model, dims.get("steady_layers"))
-    program = lower_graph(build_graph(model, run, parallel, simulated), Chip.of(hw), **options or {})
+    head = _head_blocks(model, parallel, simulated)
+    program = lower_graph(build_graph(model, run, parallel, simulated, head), Chip.of(hw), **options or {})
     if onnxim is not None and onnxim.run_single_layer and onnxim.num_hidden_layers > 1:
         only = f"{path}: run_single_layer keeps 1 of num_hidden_layers = {onnxim.num_hidden_layers}"
         program = replace(program, warnings=(*program.warnings, only))
-    return program if simulated == model.layers else with_repeat(program, simulated, model.layers)
+    if simulated < model.layers:
+        program = with_repeat(program, LAYER_PREFIX, simulated, model.layers)
+    return program if head is None else with_repeat(program, HEAD_PREFIX, head.simulated, head.total)
 
 
 def _inference(source: str, batch: int, dims: Mapping[str, int]) -> Inference:
@@ -92,14 +99,25 @@ def _simulated_layers(model: Architecture, steady: int | None) -> int:
     return steady
 
 
-def with_repeat(program: Program, simulated: int, layers: int) -> Program:
-    """The program of the first `simulated` of `layers` equal layers, which are to stand for the rest."""
+def _head_blocks(model: Architecture, parallel: TensorParallel, simulated: int) -> HeadBlocks | None:
+    """The finest cut of the head into equal blocks of at least `HEAD_BLOCK_COLUMNS`; None: it stays whole."""
+    if simulated == model.layers or not model.causal or parallel.degree > 1:
+        return None
+    most = model.vocab // HEAD_BLOCK_COLUMNS
+    total = max((count for count in range(1, most + 1) if model.vocab % count == 0), default=1)
+    return HeadBlocks(simulated, total) if simulated < total else None
+
+
+def with_repeat(program: Program, prefix: str, simulated: int, total: int) -> Program:
+    """The program of the first `simulated` of `total` equal units, which are to stand for the rest."""
     units = []
     for number in range(simulated):
-        prefix = f"{LAYER_PREFIX}{number}."
-        rows = [index for index, layer in enumerate(program.layers) if layer.name.startswith(prefix)]
+        own = f"{prefix}{number}"
+        rows = [
+            index for index, layer in enumerate(program.layers) if layer.name == own or layer.name.startswith(f"{own}.")
+        ]
         units.append((rows[0], rows[-1] + 1))
     lengths = {end - first for first, end in units}
     if len(lengths) > 1 or any(before[1] != after[0] for before, after in pairwise(units)):
-        raise ValueError(f"the layers of {program.name} are not alike: {units}")
-    return replace(program, repeat=Repeat(LAYER_PREFIX, tuple(units), layers))
+        raise ValueError(f"{program.name}: the units {prefix}* are not alike: {units}")
+    return replace(program, repeats=(*program.repeats, Repeat(prefix, tuple(units), total)))

@@ -15,6 +15,7 @@ from lowering.llm.architecture import Architecture
 from lowering.llm.closed_forms import attention_weights, compulsory_traffic, feed_forward_matrix, macs
 from lowering.llm.configs import read_config
 from lowering.llm.inference import Inference, share
+from lowering.llm.lower import HEAD_BLOCK_COLUMNS
 from sweeps.points import expand
 from sweeps.programs import lower_points
 from sweeps.spec import load_spec
@@ -28,17 +29,18 @@ from vsim.npu.steady import extrapolate
 SERVER = load_hw("npu-server-128x128x4")
 MOBILE = load_hw("npu-mobile-8x8")
 LAYERS = 8
+LARGE_VOCABULARY = 4 * HEAD_BLOCK_COLUMNS
 
 STEADY_ERROR = 0.015
 """Bound on the relative error of the total when 2 of 8 layers are simulated. The test's layers last about as long as
 the interval between refreshes (7.8 us), the worst case: one refresh more or less in a layer is 2.5 % of it."""
 
 
-def tiny(folder: Path) -> str:
+def tiny(folder: Path, vocab: int = 256) -> str:
     """A Llama of 8 small layers."""
-    path = folder / "tiny.json"
+    path = folder / f"tiny{vocab}.json"
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
-    sizes |= {"num_key_value_heads": 2, "vocab_size": 256, "max_position_embeddings": 512}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": vocab, "max_position_embeddings": 512}
     path.write_text(json.dumps({"model_type": "llama", **sizes}))
     return str(path)
 
@@ -46,17 +48,18 @@ def tiny(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], tuple[Program, SimResult]]:
     """Program and result by pass and whether it was extrapolated from two layers."""
-    path = tiny(tmp_path_factory.mktemp("llm"))
-    sizes = {"prefill": {"prompt": 16}, "decode": {"context": 64}}
+    folder = tmp_path_factory.mktemp("llm")
+    paths = {"prefill": tiny(folder), "decode": tiny(folder), "large head": tiny(folder, LARGE_VOCABULARY)}
+    sizes = {"prefill": {"prompt": 16}, "decode": {"context": 64}, "large head": {"context": 64}}
     keys = [(name, steady) for name in sizes for steady in (False, True)]
     programs = [
-        lower(path, MOBILE, dims=sizes[name] | ({"steady_layers": 2} if steady else {})) for name, steady in keys
+        lower(paths[name], MOBILE, dims=sizes[name] | ({"steady_layers": 2} if steady else {})) for name, steady in keys
     ]
     outcomes = simulate([SimPoint(MOBILE, program) for program in programs])
     return dict(zip(keys, zip(programs, outcomes, strict=True), strict=True))
 
 
-@pytest.mark.parametrize("name", ["prefill", "decode"])
+@pytest.mark.parametrize("name", ["prefill", "decode", "large head"])
 def test_extrapolated_cycles_are_within_the_stated_error(results: Any, name: str):
     _, full = results[name, False]
     _, steady = results[name, True]
@@ -85,14 +88,27 @@ def test_extrapolated_rows_and_traffic_are_those_of_the_whole(results: Any, name
     for key in ("reads", "writes", "read_bytes", "write_bytes"):
         assert steady.dram[key] == full.dram[key]
     assert steady.dram["bandwidth_gbps"] == pytest.approx(full.dram["bandwidth_gbps"], rel=STEADY_ERROR)
-    assert any(warning.startswith("extrapolated: 2 of 8 layers") for warning in steady.warnings)
+    assert any(warning.startswith("extrapolated: 2 of 8 layers.*") for warning in steady.warnings)
 
 
 def test_a_run_cut_short_is_not_extrapolated(results: Any):
     program, result = results["decode", True]
     cut = replace(result, status="cycle_limit", extrapolation=None)
-    assert program.repeat is not None
-    assert extrapolate(cut, program.repeat) is cut
+    assert program.repeats
+    assert extrapolate(cut, program.repeats) is cut
+
+
+def test_a_large_head_is_cut_into_blocks_that_add_up(results: Any):
+    program, _ = results["large head", False]
+    _, steady = results["large head", True]
+    head = next(row for row in program.layers if row.name == "lm_head")
+    blocks = [row for row in steady.layers if row["name"].startswith("lm_head.")]
+    names = ["lm_head.0", "lm_head.1", "lm_head.2 [extrapolated]", "lm_head.3 [extrapolated]"]
+    assert [row["name"] for row in blocks] == names
+    assert sum(row["macs"] for row in blocks) == head.macs
+    [layers, cut] = steady.extrapolation["units"]
+    assert (layers["prefix"], layers["simulated"], layers["total"]) == ("layers.", 2, LAYERS)
+    assert (cut["prefix"], cut["simulated"], cut["total"]) == ("lm_head.", 2, 4)
 
 
 # -- Llama-3-8B on the server preset: traffic and MACs of every layer in closed form
@@ -131,7 +147,8 @@ def test_llama_prefill_does_the_macs_of_its_closed_form():
     assert products == expected["attention projections"] + expected["feed-forward"]
     # Tiles that the diagonal crosses are computed whole, 128 keys by 128 queries at the finest.
     assert expected["scores"] <= rows["attention"].macs <= expected["scores"] * 1.13
-    assert next(row for row in program.layers if row.name == "lm_head").macs == expected["head"]
+    [block] = [row for row in program.layers if row.name.startswith("lm_head.")]
+    assert block.macs * program.repeats[1].total == expected["head"]
     assert rows["attention"].store_bytes == 2048 * (4096 + 2 * 1024) * 2
 
 
@@ -156,7 +173,11 @@ def test_every_family_lowers_with_the_macs_of_its_closed_form(name: str):
     program = lower(config_path(name), SERVER, dims={"prompt": 64, "steady_layers": 1})
     expected = macs(replace(model, layers=1), Inference.prefill(64))
     scores = sum(row.macs for row in program.layers if row.op == "Attention")
-    assert sum(row.macs for row in program.layers) - scores == sum(expected.values()) - expected["scores"]
+    heads = next((repeat.total for repeat in program.repeats if repeat.prefix == "lm_head."), 1)
+    head = sum(row.macs for row in program.layers if row.name.startswith(("lm_head", "pooler")))
+    assert head * heads == expected["head"]
+    rest = sum(row.macs for row in program.layers) - scores - head
+    assert rest == sum(expected.values()) - expected["scores"] - expected["head"]
     assert expected["scores"] <= scores <= 2 * expected["scores"]
     assert program.warnings == ()
 
@@ -169,7 +190,7 @@ def test_command_line_runs_a_decode(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["status"] == "ok"
-    assert result["extrapolation"]["layers"] == LAYERS
+    assert result["extrapolation"]["units"][0]["total"] == LAYERS
     assert sum("[extrapolated]" in row["name"] for row in result["layers"]) % (LAYERS - 1) == 0
 
 
@@ -230,7 +251,7 @@ def test_a_sweep_varies_context_batch_and_degree(tmp_path: Path):
     tiny(tmp_path)
     spec = tmp_path / "spec.yaml"
     spec.write_text(
-        "name: llm\nmodel: tiny.json\nbase: npu-mobile-8x8\nset: {dims.link_gbps: 20}\n"
+        "name: llm\nmodel: tiny256.json\nbase: npu-mobile-8x8\nset: {dims.link_gbps: 20}\n"
         "sweep: {dims.context: [16, 64], batch: [1, 2], dims.tensor_parallel: [1, 2], clocks.core_mhz: [500, 1000]}\n"
     )
     points = expand(load_spec(spec)).points

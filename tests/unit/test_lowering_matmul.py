@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,23 @@ def test_weights_are_loaded_whole_by_every_chain(shape: MatmulShape, chip: Chip)
                     blocks.extend(instruction.blocks.tolist())
         assert len(blocks) == len(set(blocks))
         assert len(blocks) * REQUEST >= out.channels[1] * per_output
+
+
+def test_cores_take_turns_in_the_weights_they_read_at_the_same_time() -> None:
+    """Block k of every core's first tile lies beside block k of the others'; together they leave no gap."""
+    chip = make_chip(side=64, spad_kib=4096, acc_kib=1024)
+    layer, space = make_layer(MatmulShape(1, 1, 1024, 1024, 1, 1, 1, 1), chip)
+    program, plan = build(layer, space, chip)
+    tiles, ends = list(expand(program)), accumulate(len(chains) * len(plan.steps[0]) for chains in plan.cores)
+    loads = [
+        [load.blocks.tolist() for load in tiles[first].instructions if load.op is Op.LOAD and load.dst >= 1]
+        for first in [0, *ends][:4]
+    ]
+    assert min(map(len, loads)) > 1
+    block = 64 * 64 * chip.element_bytes // REQUEST
+    for turn, neighbours in enumerate(zip(*loads, strict=True)):
+        start = loads[0][0][0] + turn * 4 * block
+        assert list(chain.from_iterable(neighbours)) == list(range(start, start + 4 * block))
 
 
 @given(shape=shapes, chip=chips)
