@@ -62,10 +62,6 @@ def emit_attention(
         return
     a, p = attention, hw.precision_bytes
     unit, side = VectorUnit(hw.core(0)), hw.core(0).rows
-
-    def operand(base: int, row: int, rows: int) -> Descriptor:
-        return Descriptor.contiguous(base + row * a.width * p, rows * a.width * p, hw.dram.request_bytes)
-
     scores = -(-a.queries // side) * a.keys
     weighted = a.queries * a.width
     macs = 2 * a.batch * a.heads * a.queries * a.keys * a.width
@@ -74,17 +70,23 @@ def emit_attention(
     for head in range(a.batch * a.heads):
         first = head % a.heads * a.queries
         builder.begin_tile(place())
-        builder.load(_KEYS, operand(a.k, 0, a.keys))
-        builder.load(_VALUES, operand(a.v, 0, a.keys))
-        builder.load(_QUERIES, operand(a.q, first, a.queries))
+        builder.load(_KEYS, _rows(hw, a, a.k, 0, a.keys))
+        builder.load(_VALUES, _rows(hw, a, a.v, 0, a.keys))
+        builder.load(_QUERIES, _rows(hw, a, a.q, first, a.queries))
         builder.systolic(
             dst=_LOGITS, src_a=Operand(_QUERIES), src_b=Operand(_KEYS), size1=Extent(scores), preload="none"
         )
         builder.vector(dst=_LOGITS, src_a=_LOGITS, size1=Extent(unit.softmax(a.keys * p, a.queries)))
         builder.systolic(dst=_LOGITS, src_a=_LOGITS, src_b=Operand(_VALUES), size1=Extent(weighted), preload="none")
-        builder.store(_LOGITS.entry, operand(a.y, first, a.queries))
+        builder.store(_LOGITS.entry, _rows(hw, a, a.y, first, a.queries))
         builder.end_tile()
     builder.end_layer()
+
+
+def _rows(hw: HwConfig, a: Attention, base: int, row: int, rows: int) -> Descriptor:
+    """Rows of one head as the original expects them, one behind the other."""
+    line = a.width * hw.precision_bytes
+    return Descriptor.contiguous(base + row * line, rows * line, hw.dram.request_bytes)
 
 
 def _emit_parts(
@@ -104,8 +106,10 @@ def _emit_parts(
             builder.begin_tile(place())
             _load_part(builder, hw, a, head, first, count, right)
             _compute_part(builder, hw, a, count, scores, weighted, right)
-            result = _RESULTS if right else _LOGITS
-            builder.store(result.entry, _own_rows(hw, a, a.y, 1, head, first, count, 0))
+            if right:
+                builder.store(_RESULTS.entry, _own_rows(hw, a, a.y, 1, head, first, count, 0))
+            else:
+                builder.store(_LOGITS.entry, _rows(hw, a, a.y, head % a.heads * a.queries + first, count))
             builder.end_tile()
     builder.end_layer()
 
@@ -137,20 +141,17 @@ def _load_part(
 ) -> None:
     """Keys, values and the part's queries; of a cache, the old keys and values first."""
     if not right:
-        line, request_bytes = a.width * hw.precision_bytes, hw.dram.request_bytes
-        query = (head % a.heads * a.queries + first) * line
-        builder.load(_KEYS, Descriptor.contiguous(a.k, a.keys * line, request_bytes))
-        builder.load(_VALUES, Descriptor.contiguous(a.v, a.keys * line, request_bytes))
-        builder.load(_QUERIES, Descriptor.contiguous(a.q + query, count * line, request_bytes))
+        builder.load(_KEYS, _rows(hw, a, a.k, 0, a.keys))
+        builder.load(_VALUES, _rows(hw, a, a.v, 0, a.keys))
+        builder.load(_QUERIES, _rows(hw, a, a.q, head % a.heads * a.queries + first, count))
         return
-    line, request_bytes = a.width * hw.precision_bytes, hw.dram.request_bytes
     old = a.keys - a.queries
     for index, entry in enumerate((_KEYS, _VALUES)):
         new = _own_rows(hw, a, a.projections, 3, head, 0, a.queries, 1 + index)
         builder.load(entry, new)
         if a.past is not None and old:
-            base = a.past + (index * a.batch * a.heads + head) * old * line
-            builder.load(_QUERIES + 1 + index, Descriptor.contiguous(base, old * line, request_bytes))
+            cached = _rows(hw, a, a.past, (index * a.batch * a.heads + head) * old, old)
+            builder.load(_QUERIES + 1 + index, cached)
     builder.load(_QUERIES, _own_rows(hw, a, a.projections, 3, head, first, count, 0))
 
 

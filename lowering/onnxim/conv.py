@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,14 +87,15 @@ def emit_conv(
 ) -> None:
     """Append the layer, cut into tiles of extents `inner`; `core_of(i)` places the i-th output tile.
 
-    repaired: Q1, Q2 and Q12 count.
+    repaired: Q1, Q2 and Q12 count. Where tiles with what these make them load do not fit, they get fewer channels.
     Raises UserError when a tile does not fit half a scratchpad or reads nothing of its input.
     """
     core = hw.core(0)
     half = core.spad_kib * 1024 // 2
     sizes = hw.precision_bytes, hw.dram.request_bytes, half
     setting = _Setting(builder, conv, inner, core.cols, *sizes, VectorUnit(core), repaired)
-    tiles = list(_tiles(conv.extents, inner))
+    setting = _fitting(setting)
+    tiles = list(_tiles(conv.extents, setting.inner))
     builder.begin_layer(_layer_info(setting, tiles, op))
     output_tile = -1
     for tile in tiles:
@@ -124,21 +126,51 @@ def _starts(extent: int, block: int) -> range:
     return range(0, extent, block)
 
 
+def _fitting(setting: _Setting) -> _Setting:
+    """The larger of the extents along channels reduced, block by block, until all tiles fit or one block is left."""
+    while setting.repaired & {Fault.Q1, Fault.Q2, Fault.Q12}:
+        inner, block = setting.inner, setting.block
+        tiles = _tiles(setting.conv.extents, inner)
+        if max(inner.c, inner.m) <= block or all(_Loads.of(setting, tile).fit for tile in tiles):
+            break
+        key = "c" if inner.c >= inner.m else "m"
+        size = (getattr(inner, key) - 1) // block * block
+        setting = replace(setting, inner=inner._replace(**{key: size}))
+    return setting
+
+
+class _Loads(NamedTuple):
+    """What a tile loads: (entry, requests) of weights, and of bias and residual; fit: it fits half a scratchpad."""
+
+    window: Descriptor
+    weights: list[tuple[int, Descriptor]]
+    others: list[tuple[int, Descriptor]]
+    n_bytes: int
+    fit: bool
+
+    @staticmethod
+    def of(setting: _Setting, tile: _Tile) -> _Loads:
+        window, weights = _window(setting, tile), _weights(setting, tile)
+        others = []
+        if tile.ends and setting.has_epilogue:
+            others = _epilogue_operands(setting, tile, WINDOW + 1 + len(weights))
+        requests = window.requests + sum(block.requests for _, block in [*weights, *others])
+        n_bytes = requests * setting.request_bytes
+        return _Loads(window, weights, others, n_bytes, n_bytes <= setting.half_spad_bytes)
+
+
 def _load(setting: _Setting, tile: _Tile) -> int:
     """Returns the scratchpad entry of the bias; the residual's follows."""
-    window, weights = _window(setting, tile), _weights(setting, tile)
-    epilogue = WINDOW + 1 + len(weights)
-    others = _epilogue_operands(setting, tile, epilogue) if tile.ends and setting.has_epilogue else []
-    loaded = setting.request_bytes * (window.requests + sum(block.requests for _, block in [*weights, *others]))
-    if loaded > setting.half_spad_bytes:
+    loads = _Loads.of(setting, tile)
+    if not loads.fit:
         raise UserError(
-            f"node {setting.conv.name}: a tile of {setting.inner} loads {loaded} bytes, more than the "
+            f"node {setting.conv.name}: a tile of {setting.inner} loads {loads.n_bytes} bytes, more than the "
             f"{setting.half_spad_bytes} of half a scratchpad"
         )
-    setting.builder.load(WINDOW, window)
-    setting.builder.load_many(weights)
-    setting.builder.load_many(others)
-    return epilogue
+    setting.builder.load(WINDOW, loads.window)
+    setting.builder.load_many(loads.weights)
+    setting.builder.load_many(loads.others)
+    return WINDOW + 1 + len(loads.weights)
 
 
 def _epilogue_operands(setting: _Setting, tile: _Tile, entry: int) -> list[tuple[int, Descriptor]]:
@@ -230,7 +262,7 @@ def _weights(setting: _Setting, tile: _Tile) -> list[tuple[int, Descriptor]]:
     """Weight blocks by output channels, kernel position and input channels.
 
     Output channels that share a block share one address (Q1), so a block is as large as one row of input channels.
-    Repaired, each has its own: [M][S][R][C], C padded to whole blocks as in the original.
+    Repaired, the rows of a block lie one behind the other: [S][R][blocks of C][M][C of a block].
     """
     conv, block, element = setting.conv, setting.block, setting.element_bytes
     total, first, size = conv.extents, tile.first, tile.size
@@ -240,16 +272,18 @@ def _weights(setting: _Setting, tile: _Tile) -> list[tuple[int, Descriptor]]:
     for m, s, r, c in product(_starts(size.m, block), range(size.s), range(size.r), _starts(size.c, block)):
         first_group = (first.m + m) // block
         last_group = (first.m + min(m + block, size.m) - 1) // block
-        copies = last_group - first_group + 1
-        if Fault.Q1 in setting.repaired:
-            first_group, copies = first.m + m, min(block, size.m - m)
         start = first_group * group + ((first.s + s) * total.r + first.r + r) * padded + first.c + c
         descriptor = Descriptor.from_segments(
             conv.w + start * element,
-            ((copies, group * element),),
+            ((last_group - first_group + 1, group * element),),
             min(block, size.c - c) * element,
             setting.request_bytes,
         )
+        if Fault.Q1 in setting.repaired:
+            width = min(block, size.c - c)
+            start = (((first.s + s) * total.r + first.r + r) * padded + first.c + c) * total.m + (first.m + m) * width
+            n_bytes = min(block, size.m - m) * width * element
+            descriptor = Descriptor.contiguous(conv.w + start * element, n_bytes, setting.request_bytes)
         items.append((WINDOW + 1 + len(items), descriptor))
     return items
 
