@@ -14,7 +14,8 @@ _CORRECT_USE = frozenset({"DDR4_ONNXIM", "DDR4_3200AA_ONNXIM"})
 def repaired_overrides(hw: HwConfig, repaired: Repairs) -> dict[str, object]:
     """The keys (`HwConfig.with_overrides`) of `hw` that differ without these faults, with their values.
 
-    Q9: table, request size and clock of the memory. Q10: of a description imported from ONNXim, the scheduler.
+    Q9: table, request size and clock of the memory. Q10: the scheduler of a description imported from ONNXim, or with one
+    of its tables; a scheduler that a user chose otherwise stays.
     """
     overrides: dict[str, object] = {}
     standard = hw.dram.standard
@@ -26,7 +27,7 @@ def repaired_overrides(hw: HwConfig, repaired: Repairs) -> dict[str, object]:
             "dram.request_bytes": table.organisation.access_bytes,
             "clocks.dram_mhz": round(table.rated_mhz),
         }
-    if Fault.Q10 in repaired and hw.onnxim is not None and hw.dram.is_table:
+    if Fault.Q10 in repaired and (hw.dram.is_onnxim or (hw.onnxim is not None and hw.dram.is_table)):
         overrides["dram.scheduler"] = "fr_fcfs"
     current = hw.to_data()
     return {key: value for key, value in overrides.items() if _at(current, key) != value}
