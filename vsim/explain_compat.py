@@ -27,6 +27,8 @@ from vsim.npu.results import OK
 
 DRAIN = "stores after the last layer"
 """Name of the row that makes the rows add up to the cycles of the whole."""
+DOES_NOT_OCCUR = "does not occur"
+"""Why most faults have no column: their repair changes nothing that the workload is made of."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,11 @@ class _Facts:
 
     @staticmethod
     def of(original: SimPoint, hw: HwConfig) -> _Facts:
-        aborts = tuple(layer.name for layer in original.program.layers if DIVIDES_BY_ZERO in layer.notes)
-        return _Facts(aborts, repaired_overrides(hw, IN_DEFAULT))
+        return _Facts(_aborts(original), repaired_overrides(hw, IN_DEFAULT))
+
+
+def _aborts(original: SimPoint) -> tuple[str, ...]:
+    return tuple(layer.name for layer in original.program.layers if DIVIDES_BY_ZERO in layer.notes)
 
 
 def _point(workload: Comparison, hw: HwConfig, repaired: Repairs, max_cycles: int | None) -> SimPoint:
@@ -153,6 +158,8 @@ def _single_repairs(workload: Comparison, original: SimPoint) -> tuple[dict[Faul
     for fault in Fault:
         if fault not in SWITCHES:
             absent[fault] = FAULTS[fault].repair
+            if fault is Fault.Q3 and not _aborts(original):
+                absent[fault] = DOES_NOT_OCCUR
             continue
         try:
             point = _point(workload, original.hw, frozenset({fault}), original.max_cycles)
@@ -162,7 +169,7 @@ def _single_repairs(workload: Comparison, original: SimPoint) -> tuple[dict[Faul
         if _differ(original, point) and _can_matter(fault, original):
             lanes[fault] = point
         else:
-            absent[fault] = "does not occur"
+            absent[fault] = DOES_NOT_OCCUR
     return lanes, absent
 
 

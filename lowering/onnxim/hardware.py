@@ -14,8 +14,8 @@ _CORRECT_USE = frozenset({"DDR4_ONNXIM", "DDR4_3200AA_ONNXIM"})
 def repaired_overrides(hw: HwConfig, repaired: Repairs) -> dict[str, object]:
     """The keys (`HwConfig.with_overrides`) of `hw` that differ without these faults, with their values.
 
-    Q9: table, request size and clock of the memory. Q10: the scheduler of a description imported from ONNXim, or with one
-    of its tables; a scheduler that a user chose otherwise stays.
+    Q9: table, request size and clock of the memory. Q10: the scheduler of a description imported from ONNXim, or with
+    one of its tables; a scheduler that a user chose otherwise stays.
     """
     overrides: dict[str, object] = {}
     standard = hw.dram.standard

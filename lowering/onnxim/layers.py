@@ -143,7 +143,10 @@ def _attention(graph: Graph, layer: Layer, *, whole_past: bool) -> Attention:
     batch, queries, _ = graph.shape(layer.inputs[0])
     features = graph.shape(layer.inputs[1])[0]
     heads = layer.attributes["num_heads"]
-    past = graph.shape(layer.inputs[4])[3] if layer.arity == 5 else 0
+    cache = graph.shape(layer.inputs[4]) if layer.arity == 5 else (0, 0, 0, 0, 0)
+    if len(cache) != 5:
+        raise UserError(f"node {layer.name}: ONNXim finds no cache behind a mask that is left out; give it a mask")
+    past = cache[3]
     q, k, v = (graph.address(name) for name in layer.inputs[:3])
     return Attention(
         name=layer.name,
