@@ -13,11 +13,11 @@ from lowering.ir import Attribute, Node, Tensor
 
 
 def attention(node: Node) -> list[Node]:
-    """Attention: one weight for queries, keys and values, here as three products."""
+    """Attention: the one weight of queries, keys and values as three, the one cache of keys and values as two."""
     x, weights = node.input(0), node.input(1)
     bias, past = node.optional_input(2), node.optional_input(4)
-    if past is not None or not weights.constant:
-        raise unsupported(node, "a cache with keys and values in one tensor, or computed weights")
+    if not weights.constant:
+        raise unsupported(node, "computed weights")
     widths = node.ints("qkv_hidden_sizes") or (weights.shape[1] // 3,) * 3
     nodes: list[Node] = []
     operands: list[Tensor] = []
@@ -27,7 +27,17 @@ def attention(node: Node) -> list[Node]:
         nodes.append(Node(result.name, "MatMul", (x, own), (result,)))
         operands.append(_biased(nodes, result, bias, part))
     mask = _mask(nodes, node, node.optional_input(3), node.optional_input(5))
-    return [*nodes, _core(node, (*operands, mask), {"is_causal": node.int("unidirectional", 0)})]
+    cache = cache_halves(past) if past is not None and past.elements else ()
+    node = replace(
+        node, outputs=(node.outputs[0], *(half for item in node.outputs[1:2] for half in cache_halves(item)))
+    )
+    return [*nodes, _core(node, (*operands, mask, *cache), {"is_causal": node.int("unidirectional", 0)})]
+
+
+def cache_halves(cache: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of a cache [2, batch, heads, positions, width], which lie one behind the other."""
+    keys, values = (replace(cache, name=f"{cache.name} ({half})", shape=cache.shape[1:]) for half in ("keys", "values"))
+    return keys, values
 
 
 def multi_head_attention(node: Node) -> list[Node]:

@@ -23,7 +23,7 @@ from lowering.movement import Cut, copy_part
 from lowering.operators import Cost, latency
 from lowering.row_layers import RowCost, RowLayer, Rows, emit_rows, row_cycles
 from lowering.streams import Read, StreamLayer, emit_stream
-from lowering.vector_layers import Identity, shares
+from lowering.vector_layers import CopyLayer, CopyPart, Identity, emit_copy, shares
 
 
 @dataclass(frozen=True)
@@ -289,6 +289,17 @@ def embed_layer_normalization(network: Network, group: Group) -> None:
     )
     emit_lookup(network.builder, layer, network.chip)
     _mask_index(network, node)
+    _embedding_sum(network, node, goal)
+
+
+def _embedding_sum(network: Network, node: Node, normalised: Layout) -> None:
+    """The optional third output, the sum before the normalisation: written by a copy, which reads as much besides."""
+    tensor = present(node, 2)
+    if tensor is None:
+        return
+    goal = network.place(tensor, row_major(len(tensor.shape))).layout
+    whole = CopyPart(normalised, 0, normalised.pixels, 0)
+    emit_copy(network.builder, CopyLayer(Identity(f"{node.name} (sum)", node.op), goal, (whole,)), network.chip)
 
 
 def _mask_index(network: Network, node: Node) -> None:

@@ -71,7 +71,8 @@ class OnnxComparison:
         """See `Comparison`."""
         model = _without_empty_inputs(self._model, self._dims)
         names = {dim.dim_param for item in model.proto.graph.input for dim in item.type.tensor_type.shape.dim}
-        graph = read_graph(model, self._batch, {name: size for name, size in self._dims.items() if name in names})
+        dims = {"batch_size": self._batch, **self._dims}
+        graph = read_graph(model, self._batch, {name: size for name, size in dims.items() if name in names})
         for group in fuse(simplify(canonical(graph))):
             self._carriers |= {_node(step.node.name): _node(group.head.name) for step in group.steps}
         return lower_graph(graph, Chip.of(hw))

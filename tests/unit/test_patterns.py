@@ -299,9 +299,21 @@ def test_packed_queries_keys_and_values_are_split(tmp_path: Path) -> None:
     assert program.layers[-1].macs == 4 * 4 * 4 * 32
 
 
-def test_a_cache_of_keys_and_values_in_one_tensor_is_refused(tmp_path: Path) -> None:
-    node = 'y = com.microsoft.Attention <num_heads = 4> (x, w, "", "", past)'
-    text = f"g (float[2, 8, 32] x, float[2, 2, 4, 3, 16] past) => (float[2, 8, 64] y) {{ {node} }}"
-    graph = read(tmp_path, text, w=np.zeros((32, 192), np.float32))
-    with pytest.raises(UnsupportedError, match="keys and values in one tensor"):
+def test_a_cache_of_keys_and_values_in_one_tensor(tmp_path: Path) -> None:
+    node = 'y, present = com.microsoft.Attention <num_heads = 4> (x, w, "", "", past)'
+    results = "float[2, 8, 64] y, float[2, 2, 4, 11, 16] present"
+    text = f"g (float[2, 8, 32] x, float[2, 2, 4, 3, 16] past) => ({results}) {{ {node} }}"
+    program = lower_graph(read(tmp_path, text, w=np.zeros((32, 192), np.float32)), SERVER)
+    assert [layer.op for layer in program.layers] == ["MatMul"] * 3 + ["Attention"]
+    row = 16 * SERVER.element_bytes
+    # 8 heads: 8 queries each, 8 new and 3 old keys and values; results and new keys and values are stored.
+    assert program.layers[3].load_bytes == 8 * (8 + 2 * 11) * row
+    assert program.layers[3].store_bytes == 8 * 3 * 8 * row
+
+
+def test_computed_weights_of_an_attention_are_refused(tmp_path: Path) -> None:
+    node = "y = com.microsoft.Attention <num_heads = 4> (x, w, b)"
+    text = f"g (float[2, 8, 32] x, float[32, 192] w) => (float[2, 8, 64] y) {{ {node} }}"
+    graph = read(tmp_path, text, b=np.zeros(192, np.float32))
+    with pytest.raises(UnsupportedError, match="computed weights"):
         lower_graph(graph, SERVER)
