@@ -20,6 +20,8 @@ from figures.style import DOUBLE_COLUMN_IN, PNG_DPI, paper_style
 _ROW_IN = 0.14
 _MARGIN_IN = 0.9
 _NUMBER_POINTS = 5
+_LEAST_CYCLES = 50
+"""Smaller numbers would read 0.0."""
 
 
 def save_compat_faults(content: Mapping[str, Any], path: Path) -> None:
@@ -46,7 +48,7 @@ def draw_compat_faults(content: Mapping[str, Any]) -> Figure:
     axes.grid(False)
     image = axes.imshow(shares, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
     for (row, column), cycles in np.ndenumerate(moved):
-        if cycles:
+        if abs(cycles) >= _LEAST_CYCLES:
             # White numbers where the colour is dark.
             colour = "white" if abs(shares[row, column]) > 0.6 * limit else "black"
             text = f"{cycles / 1e3:+.1f}"

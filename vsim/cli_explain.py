@@ -83,7 +83,7 @@ def _table(content: Mapping[str, Any]) -> Table:
 
 
 def _add(table: Table, faults: list[str], layer: Mapping[str, Any]) -> None:
-    others = [name for name in layer["layers"] if name != layer["name"]]
+    others = [name for name in layer["layers"] if name != layer["name"]] if layer["name"] in layer["layers"] else []
     moved = [layer["moved_cycles"][fault] for fault in faults]
     table.add_row(
         " + ".join([layer["name"], *others]),

@@ -14,10 +14,12 @@ from onnx import TensorProto, helper
 
 from hwconfigs.errors import UserError
 from lowering.models import LoadedModel
+from lowering.onnxim import lower_onnxim
 from lowering.onnxim.comparison import LanguageComparison, OnnxComparison
 from lowering.onnxim.faults import IN_DEFAULT, NONE, Fault
 from tests import models
 from tests.golden.onnxim_reference import CONFIGURATIONS
+from vsim.api import SimPoint, simulate
 from vsim.cli import main
 from vsim.cli_explain import print_explanation
 from vsim.explain_compat import DRAIN
@@ -75,6 +77,15 @@ def test_strict_stores_leave_nothing_behind_the_last_layer(content):
     drain = content["layers"][-1]
     assert drain["original_cycles"] > 20
     assert 0 <= drain["original_cycles"] + drain["moved_cycles"]["Q11"] <= 1
+
+
+def test_strict_stores_with_and_without_idle_skip():
+    program = lower_onnxim(models.mlp(16, 32, 48, 16), MOBILE)
+    points = [SimPoint(MOBILE, program, compat=True, repaired=faults) for faults in (NONE, frozenset({Fault.Q11}))]
+    skipping, ticking = simulate(points), simulate(points, idle_skip=False)
+    assert [result.to_json() for result in skipping] == [result.to_json() for result in ticking]
+    loose, strict = ([layer["finish_cycle"] for layer in result.layers] for result in skipping)
+    assert all(late > early for late, early in zip(strict, loose, strict=True))
 
 
 def test_an_activation_costs_cycles_where_it_is_repaired(content):
