@@ -137,11 +137,12 @@ def _rebatch_reshapes(proto: onnx.ModelProto, batch: int) -> None:
 
 
 def _hide_weights(proto: onnx.ModelProto) -> None:
-    """Turn initializers that are large or stored elsewhere into typed inputs, in place."""
+    """Turn initializers that are large, stored elsewhere or without values into typed inputs, in place."""
     listed = {item.name for item in proto.graph.input}
     kept: list[TensorProto] = []
     for item in proto.graph.initializer:
-        if item.data_location != TensorProto.EXTERNAL and math.prod(item.dims) <= _FOLD_ELEMENTS:
+        filled = item.data_type == TensorProto.STRING or _is_number(item)
+        if item.data_location != TensorProto.EXTERNAL and filled and math.prod(item.dims) <= _FOLD_ELEMENTS:
             kept.append(item)
         elif item.name not in listed:
             proto.graph.input.append(helper.make_tensor_value_info(item.name, item.data_type, list(item.dims)))

@@ -29,6 +29,7 @@ class LayerEmitter:
     def __init__(self, name: str, hw: HwConfig, mappings: MappingTable) -> None:
         self.hw, self.mappings = hw, mappings
         self.builder = ProgramBuilder(name, hw.cores.count, hw.dram.request_bytes)
+        self.warnings: list[str] = []
         self._started, self._unbound = 0, 0
 
     def emit_graph(self, graph: Graph) -> None:
@@ -76,6 +77,7 @@ class LayerEmitter:
         """Append a matrix product; repeats: see `emit_gemm`."""
         self.start()
         mapping = self.mappings.gemm(gemm.n, gemm.m, gemm.k)
+        self._warn(name, op, Loops(n=gemm.n, c=gemm.k, m=gemm.m), Loops(n=mapping.n, c=mapping.k, m=mapping.m))
         emit_gemm(self.builder, self.hw, gemm, mapping, name, op, self.rotated, repeats=repeats)
 
     def _conv(self, graph: Graph, layer: Layer) -> None:
@@ -96,7 +98,18 @@ class LayerEmitter:
             y=graph.address(layer.outputs[0]),
         )
         inner = self.mappings.conv(extents, stride[0], layer.ints("pads", (0,))[0])
+        self._warn(layer.name, layer.op, extents, inner)
         emit_conv(self.builder, self.hw, conv, inner, layer.op, self.rotated)
+
+    def _warn(self, name: str, op: str, extents: Loops, tile: Loops) -> None:
+        """Say, once for a node, that the original does not come past a layer of these extents."""
+        n, c, m = extents[:3]
+        warning = (
+            f"node {name} ({op}): ONNXim divides by zero while it cuts N:{n} C:{c} M:{m} into tiles and stops "
+            f"(onnxim.md Q3); simulated with tiles of at least one block, N:{tile.n} C:{tile.c} M:{tile.m}"
+        )
+        if extents in self.mappings.repaired and warning not in self.warnings:
+            self.warnings.append(warning)
 
 
 def _gemm(graph: Graph, layer: Layer) -> Gemm:

@@ -14,11 +14,15 @@ ACC_ROW_BYTES = 32
 
 @dataclass(frozen=True)
 class GemmMapping:
-    """Inner tile sizes of Y[n, m] = sum over k; every one a positive multiple of the array size."""
+    """Inner tile sizes of Y[n, m] = sum over k; every one a positive multiple of the array size.
+
+    repaired: the original divides by zero here (section 13, Q3), and one block stands where it has none.
+    """
 
     n: int
     m: int
     k: int
+    repaired: bool = False
 
 
 def gemm_mapping(hw: HwConfig, n: int, m: int, k: int) -> GemmMapping:
@@ -29,12 +33,14 @@ def gemm_mapping(hw: HwConfig, n: int, m: int, k: int) -> GemmMapping:
     """
     core = hw.core(0)
     d = check_array(core)
-    ij, kk = _largest_tile_blocks(core.spad_kib * 1024, core.acc_kib * 1024, d, hw.precision_bytes)
+    ij, kk, repaired = _largest_tile_blocks(core.spad_kib * 1024, core.acc_kib * 1024, d, hw.precision_bytes)
     tiles_n = min(_ceil(n, d), _ceil(n, ij * d))
     tiles_m = min(_ceil(m, d), _ceil(m, ij * d))
     tiles_k = min(_ceil(k, d), _ceil(k, kk * d))
     tiles_n, tiles_m = _spread_over_cores(tiles_n, tiles_m, n, m, hw.cores.count)
-    return GemmMapping(_inner(n, tiles_n, d), _inner(m, tiles_m, d), _inner(k, tiles_k, d))
+    inner = [_inner_blocks(total, tiles, d) for total, tiles in ((n, tiles_n), (m, tiles_m), (k, tiles_k))]
+    sizes = (max(blocks, 1) * d for blocks in inner)
+    return GemmMapping(*sizes, repaired=repaired or 0 in inner)
 
 
 def check_array(core: CoreConfig) -> int:
@@ -47,8 +53,8 @@ def check_array(core: CoreConfig) -> int:
     return core.rows
 
 
-def _largest_tile_blocks(spad_bytes: int, acc_bytes: int, d: int, precision_bytes: int) -> tuple[int, int]:
-    """Side of the output tile and depth of the operand tiles, in blocks of d."""
+def _largest_tile_blocks(spad_bytes: int, acc_bytes: int, d: int, precision_bytes: int) -> tuple[int, int, bool]:
+    """Side of the output tile and depth of the operand tiles, in blocks of d; whether the original has no such."""
     # A half must hold one block of each operand; the original counts one request per accumulator row (Q13).
     if 2 * d * d * precision_bytes > spad_bytes // 2 or d * ACC_ROW_BYTES > acc_bytes // 2:
         raise UserError(
@@ -57,8 +63,9 @@ def _largest_tile_blocks(spad_bytes: int, acc_bytes: int, d: int, precision_byte
         )
     spad_blocks = spad_bytes // (2 * d * precision_bytes) // 2 // d
     # The original divides by zero when the square root is 0 or exceeds the scratchpad's blocks (Q3).
-    ij = max(1, min(isqrt(acc_bytes // (d * 4 * 2) // d), spad_blocks))
-    return ij, max(1, spad_blocks // ij)
+    root = isqrt(acc_bytes // (d * 4 * 2) // d)
+    ij = max(1, min(root, spad_blocks))
+    return ij, max(1, spad_blocks // ij), not 1 <= root <= spad_blocks
 
 
 def _spread_over_cores(tiles_n: int, tiles_m: int, n: int, m: int, n_cores: int) -> tuple[int, int]:
@@ -80,10 +87,10 @@ def _spread_over_cores(tiles_n: int, tiles_m: int, n: int, m: int, n_cores: int)
     return tiles_n, tiles_m
 
 
-def _inner(total: int, tiles: int, d: int) -> int:
-    """Tile size: rounded down to whole blocks, but at least one."""
+def _inner_blocks(total: int, tiles: int, d: int) -> int:
+    """Tile size in blocks, rounded down: 0 is what the original divides by."""
     padded = _ceil(total, d) * d
-    return max(_ceil(padded, tiles) // d, 1) * d
+    return _ceil(padded, tiles) // d
 
 
 def _ceil(a: int, b: int) -> int:

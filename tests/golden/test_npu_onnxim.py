@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 
-from lowering import lower
 from lowering.onnxim import lower_onnxim
 from lowering.onnxim.language import lower_language, plan
 from tests.golden.onnxim_reference import (
-    ABORTS,
     CONFIGURATIONS,
     LANGUAGE_ROWS,
     ROWS,
@@ -151,23 +149,3 @@ def case_difference(case: Case, result: SimResult) -> dict[str, tuple[Any, Any]]
         "dram_row_conflicts": result.dram["row_conflicts"],
     }
     return {key: (value, ours[key]) for key, value in recording.items() if ours[key] != value}
-
-
-@pytest.mark.slow
-def test_matrix_cases_that_abort_the_original(shared, tmp_path):
-    """In compat mode and in the corrected default mode."""
-    aborted = [case for name, case in load_cases(shared, ABORTS).items() if "matmul" in name]
-    assert {case.name for case in aborted} == {"V_spad256_matmul_512_768_768", "V_cores8_matmul_512_768_768"}
-    hardware = [case.hw(tmp_path) for case in aborted]
-    compat = [
-        SimPoint(hw, lower_onnxim(case.model_path, hw), compat=True) for hw, case in zip(hardware, aborted, strict=True)
-    ]
-    default = [SimPoint(hw, lower(case.model_path, hw)) for hw, case in zip(hardware, aborted, strict=True)]
-    for point, result in zip([*compat, *default], simulate([*compat, *default]), strict=True):
-        assert result.status == "ok"
-        [layer] = point.program.layers
-        assert result.dram["reads"] * point.hw.dram.request_bytes == layer.load_bytes
-        assert result.dram["writes"] * point.hw.dram.request_bytes == layer.store_bytes
-        # No faster than the array: at most rows x columns multiplications a cycle and core.
-        core = point.hw.core(0)
-        assert result.cycles >= layer.macs / (core.rows * core.cols * point.hw.cores.count)
