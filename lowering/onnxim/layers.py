@@ -77,7 +77,7 @@ class LayerEmitter:
         """Append a matrix product; repeats: see `emit_gemm`."""
         self.start()
         mapping = self.mappings.gemm(gemm.n, gemm.m, gemm.k)
-        self._warn(name, op, Loops(n=gemm.n, c=gemm.k, m=gemm.m), Loops(n=mapping.n, c=mapping.k, m=mapping.m))
+        self._warn(name, op, gemm.n, gemm.m, gemm.k)
         emit_gemm(self.builder, self.hw, gemm, mapping, name, op, self.rotated, repeats=repeats)
 
     def _conv(self, graph: Graph, layer: Layer) -> None:
@@ -98,17 +98,18 @@ class LayerEmitter:
             y=graph.address(layer.outputs[0]),
         )
         inner = self.mappings.conv(extents, stride[0], layer.ints("pads", (0,))[0])
-        self._warn(layer.name, layer.op, extents, inner)
+        if extents.s == extents.r == extents.q == extents.p == 1:
+            self._warn(layer.name, layer.op, extents.n, extents.m, extents.c)
         emit_conv(self.builder, self.hw, conv, inner, layer.op, self.rotated)
 
-    def _warn(self, name: str, op: str, extents: Loops, tile: Loops) -> None:
-        """Say, once for a node, that the original does not come past a layer of these extents."""
-        n, c, m = extents[:3]
+    def _warn(self, name: str, op: str, n: int, m: int, k: int) -> None:
+        """Say, once for a node, that the original does not come past a matrix product of these sizes (Q3)."""
+        tile = self.mappings.gemm(n, m, k)
         warning = (
-            f"node {name} ({op}): ONNXim divides by zero while it cuts N:{n} C:{c} M:{m} into tiles and stops "
-            f"(onnxim.md Q3); simulated with tiles of at least one block, N:{tile.n} C:{tile.c} M:{tile.m}"
+            f"node {name} ({op}): ONNXim divides by zero while it cuts N:{n} C:{k} M:{m} into tiles and stops "
+            f"(onnxim.md Q3); simulated with tiles of at least one block, N:{tile.n} C:{tile.k} M:{tile.m}"
         )
-        if extents in self.mappings.repaired and warning not in self.warnings:
+        if tile.forced and warning not in self.warnings:
             self.warnings.append(warning)
 
 

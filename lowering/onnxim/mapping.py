@@ -16,13 +16,13 @@ ACC_ROW_BYTES = 32
 class GemmMapping:
     """Inner tile sizes of Y[n, m] = sum over k; every one a positive multiple of the array size.
 
-    repaired: the original divides by zero here (section 13, Q3), and one block stands where it has none.
+    forced: the original divides by zero here (Q3), and these sizes take its place.
     """
 
     n: int
     m: int
     k: int
-    repaired: bool = False
+    forced: bool = False
 
 
 def gemm_mapping(hw: HwConfig, n: int, m: int, k: int) -> GemmMapping:
@@ -33,14 +33,13 @@ def gemm_mapping(hw: HwConfig, n: int, m: int, k: int) -> GemmMapping:
     """
     core = hw.core(0)
     d = check_array(core)
-    ij, kk, repaired = _largest_tile_blocks(core.spad_kib * 1024, core.acc_kib * 1024, d, hw.precision_bytes)
+    ij, kk, none_fits = _largest_tile_blocks(core.spad_kib * 1024, core.acc_kib * 1024, d, hw.precision_bytes)
     tiles_n = min(_ceil(n, d), _ceil(n, ij * d))
     tiles_m = min(_ceil(m, d), _ceil(m, ij * d))
     tiles_k = min(_ceil(k, d), _ceil(k, kk * d))
     tiles_n, tiles_m = _spread_over_cores(tiles_n, tiles_m, n, m, hw.cores.count)
-    inner = [_inner_blocks(total, tiles, d) for total, tiles in ((n, tiles_n), (m, tiles_m), (k, tiles_k))]
-    sizes = (max(blocks, 1) * d for blocks in inner)
-    return GemmMapping(*sizes, repaired=repaired or 0 in inner)
+    forced = none_fits or any(_ceil(_ceil(size, d) * d, tiles) < d for size, tiles in ((n, tiles_n), (m, tiles_m)))
+    return GemmMapping(_inner(n, tiles_n, d), _inner(m, tiles_m, d), _inner(k, tiles_k, d), forced)
 
 
 def check_array(core: CoreConfig) -> int:
@@ -54,7 +53,7 @@ def check_array(core: CoreConfig) -> int:
 
 
 def _largest_tile_blocks(spad_bytes: int, acc_bytes: int, d: int, precision_bytes: int) -> tuple[int, int, bool]:
-    """Side of the output tile and depth of the operand tiles, in blocks of d; whether the original has no such."""
+    """Side of the output tile and depth of the operand tiles, in blocks of d; whether the original finds none."""
     # A half must hold one block of each operand; the original counts one request per accumulator row (Q13).
     if 2 * d * d * precision_bytes > spad_bytes // 2 or d * ACC_ROW_BYTES > acc_bytes // 2:
         raise UserError(
@@ -63,9 +62,9 @@ def _largest_tile_blocks(spad_bytes: int, acc_bytes: int, d: int, precision_byte
         )
     spad_blocks = spad_bytes // (2 * d * precision_bytes) // 2 // d
     # The original divides by zero when the square root is 0 or exceeds the scratchpad's blocks (Q3).
-    root = isqrt(acc_bytes // (d * 4 * 2) // d)
-    ij = max(1, min(root, spad_blocks))
-    return ij, max(1, spad_blocks // ij), not 1 <= root <= spad_blocks
+    original = isqrt(acc_bytes // (d * 4 * 2) // d)
+    ij = max(1, min(original, spad_blocks))
+    return ij, max(1, spad_blocks // ij), not 0 < original <= spad_blocks
 
 
 def _spread_over_cores(tiles_n: int, tiles_m: int, n: int, m: int, n_cores: int) -> tuple[int, int]:
@@ -87,10 +86,10 @@ def _spread_over_cores(tiles_n: int, tiles_m: int, n: int, m: int, n_cores: int)
     return tiles_n, tiles_m
 
 
-def _inner_blocks(total: int, tiles: int, d: int) -> int:
-    """Tile size in blocks, rounded down: 0 is what the original divides by."""
+def _inner(total: int, tiles: int, d: int) -> int:
+    """Tile size: rounded down to whole blocks, but at least one."""
     padded = _ceil(total, d) * d
-    return _ceil(padded, tiles) // d
+    return max(_ceil(padded, tiles) // d, 1) * d
 
 
 def _ceil(a: int, b: int) -> int:

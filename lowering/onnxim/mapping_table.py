@@ -13,23 +13,16 @@ from lowering.onnxim.tiling import Loops
 
 @dataclass
 class MappingTable:
-    """Tile extents by layer extents. given: those of the mapping file; repaired: layers that stop the original (Q3)."""
+    """Tile extents by layer extents. given: those of the mapping file."""
 
     hw: HwConfig
     given: Mapping[Loops, Loops] = field(default_factory=dict)
-    repaired: set[Loops] = field(default_factory=set)
     _chosen: dict[Loops, Loops] = field(default_factory=dict)
 
     def gemm(self, n: int, m: int, k: int) -> GemmMapping:
         """Tile sizes of a matrix product of n rows, m columns and depth k."""
-        layer = Loops(n=n, c=k, m=m)
-        if layer in self.given:
-            tile = self.given[layer]
-            return GemmMapping(tile.n, tile.m, tile.c)
-        mapping = gemm_mapping(self.hw, n, m, k)
-        if mapping.repaired:
-            self.repaired.add(layer)
-        return mapping
+        tile = self.given.get(Loops(n=n, c=k, m=m))
+        return gemm_mapping(self.hw, n, m, k) if tile is None else GemmMapping(tile.n, tile.m, tile.c)
 
     def conv(self, layer: Loops, stride: int, pad: int) -> Loops:
         """Tile extents of a convolution.
@@ -41,7 +34,7 @@ class MappingTable:
             return self.given[layer]
         if layer not in self._chosen:
             if layer.s == layer.r == layer.q == layer.p == 1:
-                tile = self.gemm(layer.n, layer.m, layer.c)
+                tile = gemm_mapping(self.hw, layer.n, layer.m, layer.c)
                 self._chosen[layer] = Loops(n=tile.n, c=tile.k, m=tile.m)
             else:
                 self._chosen[layer] = conv_mapping(self.hw, layer, stride, pad)
