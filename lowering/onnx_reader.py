@@ -29,6 +29,7 @@ from lowering import contrib_schemas
 from lowering.control_flow import unroll
 from lowering.ir import Attribute, Graph, Node, Tensor
 from lowering.models import LoadedModel, ModelError
+from lowering.nchwc import plain_layout
 from lowering.patterns import recognise
 from lowering.validation import check_sizes, check_structure
 
@@ -65,6 +66,7 @@ def read_graph(
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     contrib_schemas.register()
+    plain_layout(proto)
     weights = {item.name for item in proto.graph.initializer}
     inputs = [item for item in proto.graph.input if item.name not in weights]
     _fix_dimensions(model, inputs, batch, dims or {})

@@ -56,10 +56,6 @@ def test_the_fault_is_named(shared: Path, tmp_path: Path) -> None:
         assert default_point(case, tmp_path).program.warnings == ()
 
 
-def test_an_encoder_in_default_mode(shared: Path, tmp_path: Path) -> None:
-    check([default_point(load_cases(shared, ABORTS)["T_bert_tiny_seq64"], tmp_path)])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("point", [default_point, compat_point], ids=["default", "compat"])
 def test_every_case_runs(shared: Path, tmp_path: Path, point: Callable[[Case, Path], SimPoint]) -> None:
