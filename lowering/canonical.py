@@ -21,6 +21,7 @@ Inputs = tuple[Tensor | None, ...]
 
 def canonical(graph: Graph) -> Graph:
     """The graph without operators of quantised or com.microsoft form where an ONNX operator does the same work."""
+    graph = contrib_attention.separate_caches(graph)
     nodes: list[Node] = []
     for node in graph.nodes:
         short = node.op.removeprefix("com.microsoft.")
@@ -29,17 +30,7 @@ def canonical(graph: Graph) -> Graph:
             nodes += rewrite(replace(node, op=short))
         else:
             nodes.append(replace(node, op=short) if short in SAME_MEANING else node)
-    caches = {node.inputs[4].name for node in graph.nodes if _has_packed_cache(node) and node.inputs[4] is not None}
-    inputs = [
-        half
-        for item in graph.inputs
-        for half in (contrib_attention.cache_halves(item) if item.name in caches else (item,))
-    ]
-    return _drop_dequantization(replace(graph, nodes=tuple(nodes), inputs=tuple(inputs)))
-
-
-def _has_packed_cache(node: Node) -> bool:
-    return node.op == "com.microsoft.Attention" and len(node.inputs) > 4
+    return _drop_dequantization(replace(graph, nodes=tuple(nodes)))
 
 
 def _drop_dequantization(graph: Graph) -> Graph:

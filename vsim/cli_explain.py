@@ -54,11 +54,10 @@ def print_explanation(content: Mapping[str, Any]) -> None:
     if content["corrected_hardware"]:
         changed = ", ".join(f"{key}={value}" for key, value in content["corrected_hardware"].items())
         console.print(f"hardware with Q9, Q10 repaired and in the default mode: {changed}")
-    if content["onnxim_aborts_on"]:
-        names = ", ".join(content["onnxim_aborts_on"])
-        console.print(
-            f"ONNXim itself aborts on this model (Q3, division by zero): {names}; the baseline has Q3 repaired"
-        )
+    if content["onnxim_aborts"]:
+        console.print("ONNXim itself aborts on this model; the column ONNXim is one with Q3 repaired:", style="bold")
+        for warning in content["onnxim_aborts"]:
+            console.print(warning)
     total = content["total"]
     console.print(
         f"{content['model']} on {content['hw']}: {total['original_cycles']:,} cycles as ONNXim, "

@@ -18,7 +18,6 @@ from hwconfigs import HwConfig
 from hwconfigs.errors import UserError
 from lowering.onnxim.comparison import Comparison, Row
 from lowering.onnxim.faults import FAULTS, IN_DEFAULT, NONE, SECTION, SWITCHES, Fault, Repairs
-from lowering.onnxim.gemm import DIVIDES_BY_ZERO
 from lowering.onnxim.hardware import repaired_hw, repaired_overrides
 from lowering.program import Program, TileCol
 from vsim.api import Progress, SimPoint, SimResult, simulate
@@ -53,7 +52,7 @@ class ExplainedLayer:
 class Explanation:
     """layers add up to total. absent: faults without a column, and why.
 
-    aborts: layers on which ONNXim itself stops (Q3); there the original is one with this fault repaired. overrides:
+    aborts: where ONNXim itself stops (Q3); there the original is one with this fault repaired. overrides:
     keys of the hardware description that are not those given, where its faults are repaired and in the default mode.
     """
 
@@ -79,7 +78,7 @@ class Explanation:
                 for fault in self.faults
             ],
             "absent": [{"id": fault.value, "reason": reason} for fault, reason in self.absent.items()],
-            "onnxim_aborts_on": list(self.aborts),
+            "onnxim_aborts": list(self.aborts),
             "corrected_hardware": dict(self.overrides),
             "layers": [_layer_json(layer) for layer in self.layers],
             "total": _layer_json(self.total),
@@ -138,11 +137,7 @@ class _Facts:
 
     @staticmethod
     def of(original: SimPoint, hw: HwConfig) -> _Facts:
-        return _Facts(_aborts(original), repaired_overrides(hw, IN_DEFAULT))
-
-
-def _aborts(original: SimPoint) -> tuple[str, ...]:
-    return tuple(layer.name for layer in original.program.layers if DIVIDES_BY_ZERO in layer.notes)
+        return _Facts(original.program.warnings, repaired_overrides(hw, IN_DEFAULT))
 
 
 def _point(workload: Comparison, hw: HwConfig, repaired: Repairs, max_cycles: int | None) -> SimPoint:
@@ -158,7 +153,7 @@ def _single_repairs(workload: Comparison, original: SimPoint) -> tuple[dict[Faul
     for fault in Fault:
         if fault not in SWITCHES:
             absent[fault] = FAULTS[fault].repair
-            if fault is Fault.Q3 and not _aborts(original):
+            if fault is Fault.Q3 and not original.program.warnings:
                 absent[fault] = DOES_NOT_OCCUR
             continue
         try:

@@ -37,6 +37,7 @@ def lower_onnxim(
     batch: size of a symbolic first dimension; dims: sizes of symbolic dimensions by name. With `output_seq_len` among
     them the graph is launched again, token by token, until `total_seq_len` comes to it (`onnxim.md` section 9.3).
     repaired: faults that the program is to be without (`lowering.onnxim.faults`).
+    Where the original divides by zero (`onnxim.md` Q3), a warning of the program names the node and the tile taken.
     Raises UserError for a file that is not ONNX, shapes and operators that ONNXim cannot run, an open dimension, a
     mapping file that cannot be used, or a tile that cannot fit.
     """
@@ -54,7 +55,7 @@ def lower_onnxim(
         if index:
             emitter.builder.launch()
         emitter.emit_graph(reader.launch(batch, sizes))
-    return emitter.builder.build()
+    return emitter.builder.build(emitter.warnings)
 
 
 def _launches(sizes: dict[str, int]) -> Iterator[dict[str, int]]:

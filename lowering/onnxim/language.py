@@ -327,7 +327,7 @@ class _LanguageEmitter:
             if index or iteration.launch_cycle:
                 self._layers.builder.launch(iteration.launch_cycle)
             self._iterate(iteration)
-        return self._layers.builder.build()
+        return self._layers.builder.build(self._layers.warnings)
 
     def _place(self, *shape: int) -> int:
         elements = self._hw.precision_bytes

@@ -36,6 +36,7 @@ class LayerEmitter:
     def __init__(self, name: str, hw: HwConfig, mappings: MappingTable) -> None:
         self.hw, self.mappings, self.repaired = hw, mappings, mappings.repaired
         self.builder = ProgramBuilder(name, hw.cores.count, hw.dram.request_bytes)
+        self.warnings: list[str] = []
         self._started, self._unbound = 0, 0
 
     def emit_graph(self, graph: Graph) -> None:
@@ -92,6 +93,7 @@ class LayerEmitter:
         """Append a matrix product; repeats: see `emit_gemm`."""
         self.start()
         mapping = self.mappings.gemm(gemm.n, gemm.m, gemm.k)
+        self._warn(name, op, gemm.n, gemm.m, gemm.k)
         emit_gemm(self.builder, self.hw, gemm, mapping, name, op, self.rotated, repeats=repeats, repaired=self.repaired)
 
     def _conv(self, graph: Graph, layer: Layer) -> None:
@@ -119,7 +121,19 @@ class LayerEmitter:
             activated="activation" in layer.attributes,
         )
         inner = self.mappings.conv(extents, stride[0], pads[0])
+        if extents.s == extents.r == extents.q == extents.p == 1:
+            self._warn(layer.name, layer.op, extents.n, extents.m, extents.c)
         emit_conv(self.builder, self.hw, conv, inner, layer.op, self.rotated, self.repaired)
+
+    def _warn(self, name: str, op: str, n: int, m: int, k: int) -> None:
+        """Say, once for a node, that the original does not come past a matrix product of these sizes (Q3)."""
+        tile = self.mappings.gemm(n, m, k)
+        warning = (
+            f"node {name} ({op}): ONNXim divides by zero while it cuts N:{n} C:{k} M:{m} into tiles and stops "
+            f"(onnxim.md Q3); simulated with tiles of at least one block, N:{tile.n} C:{tile.k} M:{tile.m}"
+        )
+        if tile.forced and warning not in self.warnings:
+            self.warnings.append(warning)
 
 
 def _gemm(graph: Graph, layer: Layer) -> Gemm:

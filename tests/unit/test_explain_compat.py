@@ -61,6 +61,7 @@ def test_every_fault_is_a_column_or_absent(content):
     assert {"Q8", "Q9", "Q10", "Q11", "Q12", "Q16"} <= set(columns)
     assert {"Q1", "Q2", "Q5", "Q6", "Q14", "Q17", "Q20"} <= set(absent)
     reasons = {item["id"]: item["reason"] for item in content["absent"]}
+    assert content["onnxim_aborts"] == []
     assert reasons["Q1"] == reasons["Q3"] == "does not occur"
     assert reasons["Q20"] != "does not occur"
 
