@@ -8,10 +8,10 @@ WORKERS ?= 2
 DEMO_OUT := results/demo
 
 # JAX must not pick up a half-configured accelerator during tests, and BLAS must not fight the test workers for cores.
-test check-long: export JAX_PLATFORMS := cpu
-test check-long: export OMP_NUM_THREADS := 1
+test check-long check-onnxim: export JAX_PLATFORMS := cpu
+test check-long check-onnxim: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test bench bench-quick profile lint format check-long clean
+.PHONY: demo test bench bench-quick profile lint format check-long check-onnxim clean
 
 demo: $(STAMP)
 	$(BIN)/vsim sweep sweeps/demo.yaml --out $(DEMO_OUT)
@@ -31,6 +31,10 @@ format: $(STAMP)
 
 check-long: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow or not slow"
+
+# CASES='--case NAME ...' runs some of them, CASES=--list names them.
+check-onnxim: $(STAMP)
+	$(BIN)/python -m tests.golden.onnxim_cases $(CASES)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks

@@ -21,6 +21,7 @@ Inputs = tuple[Tensor | None, ...]
 
 def canonical(graph: Graph) -> Graph:
     """The graph without operators of quantised or com.microsoft form where an ONNX operator does the same work."""
+    graph = contrib_attention.separate_caches(graph)
     nodes: list[Node] = []
     for node in graph.nodes:
         short = node.op.removeprefix("com.microsoft.")

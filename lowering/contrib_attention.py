@@ -6,18 +6,68 @@ all positions count. A cache is taken to hold as many positions as its tensor, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lowering.context import unsupported
-from lowering.ir import Attribute, Node, Tensor
+from lowering.ir import Attribute, Graph, Node, Tensor
+from lowering.simplify import consumers
+
+_ATTENTION = "com.microsoft.Attention"
+_PAST, _PAST_VALUE = 4, 7
+"""Inputs of com.microsoft.Attention: the cache; its values, where `separate_caches` has parted them from the keys."""
+
+
+def separate_caches(graph: Graph) -> Graph:
+    """The graph with the keys and the values of com.microsoft.Attention's caches in tensors of their own.
+
+    In one tensor, (2, batch, heads, tokens, head), the two lie one behind the other. Raises UnsupportedError where
+    such a tensor is more than an input or an output of the graph.
+    """
+    uses, given = consumers(graph.nodes), {tensor.name for tensor in graph.inputs}
+    nodes: list[Node] = []
+    caches: list[Tensor] = []
+    for node in graph.nodes:
+        past = node.optional_input(_PAST) if node.op == _ATTENTION else None
+        grown = [tensor for tensor in node.outputs[1:] if tensor.name] if node.op == _ATTENTION else []
+        if past is not None and (past.name not in given or len(uses[past.name]) > 1):
+            raise unsupported(
+                node, f"{past.name}, keys and values in one tensor, is no input of the graph, or is shared"
+            )
+        if any(tensor.name in uses for tensor in grown):
+            raise unsupported(node, f"{grown[0].name}, keys and values in one tensor, is read by another operator")
+        caches += grown if past is None else [past, *grown]
+        nodes.append(_with_halves(node, past, grown))
+    parted = {tensor.name: _halves(tensor) for tensor in caches}
+    inputs, outputs = (
+        tuple(part for tensor in tensors for part in parted.get(tensor.name, (tensor,)))
+        for tensors in (graph.inputs, graph.outputs)
+    )
+    return replace(graph, inputs=inputs, outputs=outputs, nodes=tuple(nodes))
+
+
+def _with_halves(node: Node, past: Tensor | None, grown: Sequence[Tensor]) -> Node:
+    """The node with both halves of its cache as inputs and of the grown one as outputs; an empty cache is none."""
+    if past is not None:
+        inputs = [*node.inputs, *[None] * _PAST_VALUE][:_PAST_VALUE]
+        keys, values = _halves(past) if past.elements else (None, None)
+        node = replace(node, inputs=(*inputs[:_PAST], keys, *inputs[_PAST + 1 :], values))
+    if grown:
+        node = replace(node, outputs=(node.outputs[0], *_halves(grown[0])))
+    return node
+
+
+def _halves(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    keys, values = (Tensor(f"{tensor.name} ({part})", tensor.shape[1:]) for part in ("keys", "values"))
+    return keys, values
 
 
 def attention(node: Node) -> list[Node]:
     """Attention: one weight for queries, keys and values, here as three products."""
     x, weights = node.input(0), node.input(1)
-    bias, past = node.optional_input(2), node.optional_input(4)
-    if past is not None or not weights.constant:
-        raise unsupported(node, "a cache with keys and values in one tensor, or computed weights")
+    bias, past = node.optional_input(2), (node.optional_input(_PAST), node.optional_input(_PAST_VALUE))
+    if not weights.constant:
+        raise unsupported(node, "computed weights")
     widths = node.ints("qkv_hidden_sizes") or (weights.shape[1] // 3,) * 3
     nodes: list[Node] = []
     operands: list[Tensor] = []
@@ -27,7 +77,7 @@ def attention(node: Node) -> list[Node]:
         nodes.append(Node(result.name, "MatMul", (x, own), (result,)))
         operands.append(_biased(nodes, result, bias, part))
     mask = _mask(nodes, node, node.optional_input(3), node.optional_input(5))
-    return [*nodes, _core(node, (*operands, mask), {"is_causal": node.int("unidirectional", 0)})]
+    return [*nodes, _core(node, (*operands, mask, *past), {"is_causal": node.int("unidirectional", 0)})]
 
 
 def multi_head_attention(node: Node) -> list[Node]:

@@ -153,6 +153,8 @@ def _attention(context: InferenceContext) -> None:
         return
     widths = _ints(context, "qkv_hidden_sizes", [weights[1] // 3] * 3)
     _set(context, 0, [*x[:2], widths[2]])
+    past, heads = _shape(context, 4), _attribute(context, "num_heads", 1)
+    _set(context, 1, [2, x[0], heads, x[1] + (past[3] if past is not None else 0), widths[2] // heads])
 
 
 def _cached_attention(keys: str, cache: int) -> Infer:

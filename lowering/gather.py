@@ -45,7 +45,7 @@ class LookupLayer:
     """y = rows of one or more tables (summed when several), with the indices read alongside.
 
     cost, row_cost: what the vector unit does with the result, for each element and each row.
-    constants: (base address, bytes) that every tile reads besides.
+    constants: (base address, bytes) that every tile reads besides. kept: where the rows go besides, as looked up.
     """
 
     identity: Identity
@@ -55,15 +55,16 @@ class LookupLayer:
     cost: Cost = field(default_factory=dict)
     row_cost: RowCost | None = None
     constants: tuple[tuple[int, int], ...] = ()
+    kept: tuple[Layout, ...] = ()
 
 
 def emit_lookup(builder: ProgramBuilder, layer: LookupLayer, chip: Chip) -> None:
     """Write the layer. Raises MappingError when one row of each table and the result do not fit."""
     request = chip.request_bytes
     units = layer.tables[0].sections * layer.tables[0].lookups
-    written = blocks(layer.result)
+    written, results = blocks(layer.result), (layer.result, *layer.kept)
     unit_bytes = sum(table.pixels * max(table.layout.pitch_bytes, request) for table in layer.tables)
-    unit_bytes += math.ceil(written / units) * request
+    unit_bytes += len(results) * math.ceil(written / units) * request
     unit_bytes += sum(math.ceil(blocks(item) / units) * request for item in layer.indices)
     fixed = sum(size for _, size in layer.constants) + len(layer.indices) * 2 * request
     room = (chip.spad_bytes - fixed) // unit_bytes
@@ -92,7 +93,8 @@ def emit_lookup(builder: ProgramBuilder, layer: LookupLayer, chip: Chip) -> None
         # A block of the result that two tiles share is written once, by the later one.
         first, end = (edge * written // units for edge in (start, start + count))
         if end > first:
-            builder.store(entry, Descriptor(layer.result.base_byte // request + first, end - first), acc=False)
+            for index, goal in enumerate(results):
+                builder.store(entry + index, Descriptor(goal.base_byte // request + first, end - first), acc=False)
         builder.end_tile()
     builder.end_layer()
 
@@ -112,6 +114,8 @@ def _finish(
     )
     for entry in range(2, entries):
         builder.vector(dst=result, src_a=result, src_b=Operand(entry), size1=Extent(0))
+    for index in range(len(layer.kept)):
+        builder.vector(dst=Operand(entries + 1 + index), src_a=result, size1=Extent(0))
 
 
 def lookup_blocks(table: Table, start: int, count: int) -> list[Descriptor]:
@@ -272,6 +276,8 @@ def embed_layer_normalization(network: Network, group: Group) -> None:
         tables.append(Table(network.find(segment).layout, 1, segment.shape[0], 1, lookups))
     if segments is not None:
         indices.append(network.find(segments).layout)
+    total = present(node, 2)
+    kept = () if total is None else (network.place(total, order).layout,)
     scales = [network.find(item).layout for index in (5, 6) if (item := node.optional_input(index)) is not None]
     cost = RowCost(
         {"add": len(tables), "mul": 1},
@@ -286,6 +292,7 @@ def embed_layer_normalization(network: Network, group: Group) -> None:
         goal,
         row_cost=cost,
         constants=tuple((item.base_byte, item.total_bytes) for item in scales),
+        kept=kept,
     )
     emit_lookup(network.builder, layer, network.chip)
     _mask_index(network, node)

@@ -29,6 +29,7 @@ from lowering import contrib_schemas
 from lowering.control_flow import unroll
 from lowering.ir import Attribute, Graph, Node, Tensor
 from lowering.models import LoadedModel, ModelError
+from lowering.nchwc import plain_layout
 from lowering.patterns import recognise
 from lowering.validation import check_sizes, check_structure
 
@@ -65,6 +66,7 @@ def read_graph(
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     contrib_schemas.register()
+    plain_layout(proto)
     weights = {item.name for item in proto.graph.initializer}
     inputs = [item for item in proto.graph.input if item.name not in weights]
     _fix_dimensions(model, inputs, batch, dims or {})
@@ -137,11 +139,12 @@ def _rebatch_reshapes(proto: onnx.ModelProto, batch: int) -> None:
 
 
 def _hide_weights(proto: onnx.ModelProto) -> None:
-    """Turn initializers that are large or stored elsewhere into typed inputs, in place."""
+    """Turn initializers that are large, stored elsewhere or without values into typed inputs, in place."""
     listed = {item.name for item in proto.graph.input}
     kept: list[TensorProto] = []
     for item in proto.graph.initializer:
-        if item.data_location != TensorProto.EXTERNAL and math.prod(item.dims) <= _FOLD_ELEMENTS:
+        filled = item.data_type == TensorProto.STRING or _is_number(item)
+        if item.data_location != TensorProto.EXTERNAL and filled and math.prod(item.dims) <= _FOLD_ELEMENTS:
             kept.append(item)
         elif item.name not in listed:
             proto.graph.input.append(helper.make_tensor_value_info(item.name, item.data_type, list(item.dims)))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwconfigs import HwConfig
+from lowering.onnxim.faults import NONE, Repairs
 from lowering.program import Program
 from vsim import devices, engine
 from vsim.engine import Progress
@@ -27,13 +28,17 @@ __all__ = ["Progress", "SimPoint", "SimResult", "simulate"]
 
 @dataclass(frozen=True)
 class SimPoint:
-    """One configuration with its workload. compat: follow ONNXim to the cycle; max_cycles: core cycles or no limit."""
+    """One configuration with its workload.
+
+    compat: follow ONNXim to the cycle, but for the faults in `repaired`; max_cycles: core cycles or no limit.
+    """
 
     hw: HwConfig
     program: Program
     compat: bool = False
     max_cycles: int | None = None
     label: str = ""
+    repaired: Repairs = NONE
 
 
 def simulate(
@@ -68,7 +73,10 @@ def simulate(
 
         group = [points[index] for index in members]
         programs, which = _distinct([point.program for point in group])
-        params = [parameters(p.hw, compat=p.compat, max_cycles=p.max_cycles, idle_skip=idle_skip) for p in group]
+        params = [
+            parameters(p.hw, compat=p.compat, max_cycles=p.max_cycles, idle_skip=idle_skip, repaired=p.repaired)
+            for p in group
+        ]
         estimates = [estimate(point.hw, point.program) for point in group]
         totals.begin_group(estimates)
         shared, stacked, which = tables_of(programs, machine.shape), stack_params(params), jnp.asarray(which, jnp.int32)
@@ -124,18 +132,20 @@ def _groups(points: Sequence[SimPoint]) -> list[tuple[list[int], NpuMachine]]:
     programs, which = _distinct([point.program for point in points])
     needs_of = [program_needs(program) for program in programs]
     needs = [needs_of[index] for index in which]
-    families: dict[tuple[NpuShape, bool], list[int]] = {}
+    families: dict[NpuShape, list[int]] = {}
     least, family_of = ProgramNeeds(1, 1, 1, 1), _once_per_object(shape_of)
     for index, point in enumerate(points):
-        family = family_of(point.hw, least, compat=point.compat)
-        families.setdefault((family, point.compat), []).append(index)
+        family = family_of(point.hw, least, compat=point.compat, repaired=point.repaired)
+        families.setdefault(family, []).append(index)
     groups = []
-    for (_, compat), members in families.items():
+    for members in families.values():
         of_members = [needs[index] for index in members]
         most = ProgramNeeds(
             *np.max([[n.inflight, n.descriptors, n.entries, n.layers] for n in of_members], axis=0).tolist()
         )
-        groups.append((members, NpuMachine(shape_of(points[members[0]].hw, most, compat=compat))))
+        first = points[members[0]]
+        shape = shape_of(first.hw, most, compat=first.compat, repaired=first.repaired)
+        groups.append((members, NpuMachine(shape)))
     return groups
 
 

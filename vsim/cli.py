@@ -169,6 +169,62 @@ def run(
         raise typer.Exit(EXIT_FAILED)
 
 
+@app.command("explain-compat")
+def explain_compat(
+    model: Annotated[str, typer.Argument(help="ONNX file, or ONNXim's JSON of a language model.")],
+    hw: Annotated[str, typer.Option("--hw", help="Preset, YAML file or ONNXim JSON file.")],
+    overrides: SetOption = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Size of a dynamic first dimension.")] = 1,
+    dims: Annotated[
+        list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="Size of a dynamic dimension. Repeatable.")
+    ] = None,
+    prefill: Annotated[
+        int | None, typer.Option("--prefill", min=1, metavar="TOKENS", help="Language model: run a prompt so long.")
+    ] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Language model: make one token behind --context.")] = False,
+    context: Annotated[
+        int | None, typer.Option("--context", min=1, metavar="TOKENS", help="Language model: tokens in the KV cache.")
+    ] = None,
+    max_cycles: Annotated[
+        int | None, typer.Option("--max-cycles", min=1, help="Give up after so many core cycles.")
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", metavar="FILE", help="Draw the table: .png, .pdf or .svg.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which fault of ONNXim moves which layer by how many cycles, and what the default mode makes of the model."""
+    from vsim.cli_explain import comparison_of, print_explanation
+
+    hardware = _hardware(hw, overrides)
+    hardware.check_modelled()
+    if figure is not None:
+        from figures.roofline import check_suffix
+
+        check_suffix(figure)
+    workload = comparison_of(model, batch, _parse_dims(dims, least=0), prefill=prefill, decode=decode, context=context)
+    from vsim import devices
+    from vsim.api import Progress
+    from vsim.explain_compat import explain
+
+    devices.one_thread()
+    with cli_tables.stderr().status("compiling") as status:
+
+        def advance(progress: Progress) -> None:
+            status.update(f"simulating: {progress.lanes_done} of {progress.lanes_total} lanes done")
+
+        explanation = explain(workload, hardware, max_cycles=max_cycles, on_progress=advance)
+    content = {"model": model, "hw": hardware.name, **explanation.to_json()}
+    if as_json:
+        _print_json(content)
+    else:
+        print_explanation(content)
+    if figure is not None:
+        from figures.compat_faults import save_compat_faults
+
+        save_compat_faults(content, figure)
+
+
 @app.command("map")
 def map_model(
     model: Annotated[str, typer.Argument(help="ONNX file, or onnx:light_resnet50 for a graph of the onnx package.")],

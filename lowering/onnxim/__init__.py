@@ -14,6 +14,7 @@ import onnx
 from hwconfigs.errors import UserError
 from hwconfigs.schema import HwConfig
 from lowering.models import LoadedModel, load_model
+from lowering.onnxim.faults import NONE, Repairs
 from lowering.onnxim.graph import GraphReader
 from lowering.onnxim.layers import LayerEmitter
 from lowering.onnxim.mapping_table import MappingTable
@@ -27,6 +28,7 @@ def lower_onnxim(
     *,
     batch: int = 1,
     dims: Mapping[str, int] | None = None,
+    repaired: Repairs = NONE,
 ) -> Program:
     """Lower `model` for `hw` exactly as ONNXim (its `simple` scheduler) would execute it.
 
@@ -34,6 +36,8 @@ def lower_onnxim(
     (`tiling.read_mapping_file`) of the model's name with suffix .mapping beside it is used.
     batch: size of a symbolic first dimension; dims: sizes of symbolic dimensions by name. With `output_seq_len` among
     them the graph is launched again, token by token, until `total_seq_len` comes to it (`onnxim.md` section 9.3).
+    repaired: faults that the program is to be without (`lowering.onnxim.faults`).
+    Where the original divides by zero (`onnxim.md` Q3), a warning of the program names the node and the tile taken.
     Raises UserError for a file that is not ONNX, shapes and operators that ONNXim cannot run, an open dimension, a
     mapping file that cannot be used, or a tile that cannot fit.
     """
@@ -45,13 +49,13 @@ def lower_onnxim(
         name, proto = loaded.name, loaded.proto
         mapping_file = loaded.path.with_suffix(".mapping")
         given = read_mapping_file(mapping_file) if mapping_file.is_file() else {}
-    emitter = LayerEmitter(name, hw, MappingTable(hw, given))
+    emitter = LayerEmitter(name, hw, MappingTable(hw, given, repaired))
     reader = GraphReader(proto, hw.precision_bytes)
     for index, sizes in enumerate(_launches({"batch_size": batch, **(dims or {})})):
         if index:
             emitter.builder.launch()
         emitter.emit_graph(reader.launch(batch, sizes))
-    return emitter.builder.build()
+    return emitter.builder.build(emitter.warnings)
 
 
 def _launches(sizes: dict[str, int]) -> Iterator[dict[str, int]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hwconfigs.schema import HwConfig
 from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
+from lowering.onnxim.faults import NONE, Fault, Repairs
 from lowering.onnxim.mapping import GemmMapping
 from lowering.program import LayerInfo
 
@@ -47,19 +48,21 @@ def emit_gemm(
     core_of: Callable[[int], int],
     *,
     repeats: int = 1,
+    repaired: Repairs = NONE,
 ) -> None:
     """Append the layer. Tiles go N outermost, then M, then K; `core_of(i)` places the i-th output tile.
 
-    repeats: how often all of its tiles are executed, one series after the other.
+    repeats: how often all of its tiles are executed, one series after the other. repaired: Q8 counts.
     """
     tiles = _tiles(gemm, mapping, hw.core(0).rows)
-    builder.begin_layer(_layer_info(hw, gemm, tiles * repeats, mapping, name, op))
+    stays = Fault.Q8 in repaired
+    builder.begin_layer(_layer_info(hw, gemm, tiles * repeats, mapping, name, op, stays))
     for _ in range(repeats):
         output_tile = -1
         for tile in tiles:
             output_tile += tile.k0 == 0
             builder.begin_tile(core_of(output_tile), accumulate=tile.k0 > 0)
-            _emit_tile(builder, hw, gemm, tile)
+            _emit_tile(builder, hw, gemm, tile, stays)
             builder.end_tile()
     builder.end_layer()
 
@@ -86,7 +89,7 @@ def _tiles(gemm: Gemm, mapping: GemmMapping, block: int) -> list[_Tile]:
     ]
 
 
-def _emit_tile(builder: ProgramBuilder, hw: HwConfig, gemm: Gemm, tile: _Tile) -> None:
+def _emit_tile(builder: ProgramBuilder, hw: HwConfig, gemm: Gemm, tile: _Tile, weights_stay: bool) -> None:
     block = hw.core(0).rows
     p, request_bytes = hw.precision_bytes, hw.dram.request_bytes
     n_blocks, m_blocks, k_blocks = (-(-size // block) for size in (tile.n, tile.m, tile.k))
@@ -110,13 +113,25 @@ def _emit_tile(builder: ProgramBuilder, hw: HwConfig, gemm: Gemm, tile: _Tile) -
             bias = _rows(gemm.bias + (tile.m0 + i * block) * p, 1, 0, columns * p, request_bytes)
             builder.load(i, bias, acc=True)
             builder.load_many([weight, *(activations if i == 0 else ())])
-    builder.systolic(
-        dst=Operand(0, (1, m_blocks, 0), acc=True),
-        src_a=Operand(0, (0, 1, 0)),
-        src_b=Operand(n_blocks, (1, 0, 0)),
-        counts=(m_blocks, n_blocks, k_blocks),
-        size1=Extent(min(block, tile.n), tile.n - (n_blocks - 1) * block),
-    )
+    rows = Extent(min(block, tile.n), tile.n - (n_blocks - 1) * block)
+    if weights_stay:
+        for j in range(m_blocks):
+            builder.systolic(
+                dst=Operand(j, (0, 0, m_blocks), acc=True),
+                src_a=Operand(0, (0, 0, 1)),
+                src_b=Operand(n_blocks + j),
+                counts=(k_blocks, 1, n_blocks),
+                size2=rows,
+                preload="first",
+            )
+    else:
+        builder.systolic(
+            dst=Operand(0, (1, m_blocks, 0), acc=True),
+            src_a=Operand(0, (0, 1, 0)),
+            src_b=Operand(n_blocks, (1, 0, 0)),
+            counts=(m_blocks, n_blocks, k_blocks),
+            size1=rows,
+        )
     if tile.last_k:
         builder.store_many(
             [_output_block(hw, gemm, tile, i, j, m_blocks) for j in range(m_blocks) for i in range(n_blocks)]
@@ -139,14 +154,19 @@ def _output_block(hw: HwConfig, gemm: Gemm, tile: _Tile, i: int, j: int, m_block
     return i * m_blocks + j, _rows(first, n_rows, gemm.m * p, columns * p, hw.dram.request_bytes)
 
 
-def _layer_info(hw: HwConfig, gemm: Gemm, tiles: list[_Tile], mapping: GemmMapping, name: str, op: str) -> LayerInfo:
+def _layer_info(
+    hw: HwConfig, gemm: Gemm, tiles: list[_Tile], mapping: GemmMapping, name: str, op: str, weights_stay: bool
+) -> LayerInfo:
     block = hw.core(0).rows
-    passes = sum(-(-tile.m // block) * -(-tile.k // block) * -(-tile.n // block) for tile in tiles)
+    if weights_stay:
+        cycles = sum(-(-tile.m // block) * -(-tile.k // block) * max(tile.n, block) for tile in tiles)
+    else:
+        # Every pass loads new weights, and that takes as long as streaming a full block.
+        cycles = sum(-(-tile.m // block) * -(-tile.k // block) * -(-tile.n // block) for tile in tiles) * max(block, 4)
     return LayerInfo(
         name=name,
         op=op,
         macs=sum(tile.n * tile.m * tile.k for tile in tiles),
-        # Every pass loads new weights, and that takes as long as streaming a full block.
-        systolic_cycles=passes * max(block, 4),
+        systolic_cycles=cycles,
         notes=(f"tile N:{mapping.n} C:{mapping.k} M:{mapping.m}",),
     )

@@ -19,6 +19,8 @@ from typing import Any
 from hwconfigs.errors import UserError
 from hwconfigs.schema import HwConfig
 from lowering.address_space import AddressSpace
+from lowering.onnxim.faults import NONE, Fault, Repairs
+from lowering.onnxim.free_layers import FreeLayer
 from lowering.onnxim.gemm import Gemm
 from lowering.onnxim.language_attention import RequestAttention, emit_request_attention
 from lowering.onnxim.layers import LayerEmitter
@@ -278,8 +280,10 @@ def _advance(active: dict[int, _Active], members: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class _Weights:
-    """Addresses in bytes of one layer's weights; those of the norms are never read."""
+    """Addresses in bytes of one layer's weights; those of the norms (scale, shift) are never read (Q5)."""
 
+    attention_norm: tuple[int, int]
+    feed_forward_norm: tuple[int, int]
     qkv: int
     qkv_bias: int
     projection: int
@@ -290,24 +294,30 @@ class _Weights:
     reduce_bias: int
 
 
-def lower_language(model: LanguageModel, iterations: Sequence[Iteration], hw: HwConfig) -> Program:
+def lower_language(
+    model: LanguageModel, iterations: Sequence[Iteration], hw: HwConfig, repaired: Repairs = NONE
+) -> Program:
     """Lower iterations one after the other. Embeddings, the first norm and the language head are not simulated.
 
+    repaired: faults that the program is to be without. The tokens that Q15 counts too many are those of `iterations`.
     Raises UserError where ONNXim stops: tiles that do not fit, or memory of hw.dram.size_gib (0: no limit) exceeded.
     """
-    return _LanguageEmitter(model, hw).emit(iterations)
+    return _LanguageEmitter(model, hw, repaired).emit(iterations)
 
 
 class _LanguageEmitter:
-    def __init__(self, model: LanguageModel, hw: HwConfig) -> None:
-        self._model, self._hw = model, hw
-        self._layers = LayerEmitter(model.name, hw, MappingTable(hw))
+    def __init__(self, model: LanguageModel, hw: HwConfig, repaired: Repairs) -> None:
+        self._model, self._hw, self._repaired = model, hw, repaired
+        # Gated models are those with RMS norms and without biases.
+        self._biases = not (model.gated and Fault.Q15 in repaired)
+        self._layers = LayerEmitter(model.name, hw, MappingTable(hw, repaired=repaired))
         self._space = AddressSpace()
         self._weight_elements = 0
         self._weights = [self._place_weights() for _ in range(model.simulated_layers)]
         self._head_elements = model.hidden * model.vocabulary
         self._place(self._head_elements)
         self._caches: dict[int, list[tuple[int, int]]] = {}
+        self._projected = 0
 
     def emit(self, iterations: Sequence[Iteration]) -> Program:
         """All iterations as one program."""
@@ -317,7 +327,7 @@ class _LanguageEmitter:
             if index or iteration.launch_cycle:
                 self._layers.builder.launch(iteration.launch_cycle)
             self._iterate(iteration)
-        return self._layers.builder.build()
+        return self._layers.builder.build(self._layers.warnings)
 
     def _place(self, *shape: int) -> int:
         elements = self._hw.precision_bytes
@@ -336,7 +346,7 @@ class _LanguageEmitter:
         ]  # fmt: skip
         self._weight_elements = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes)
         places = [self._place(*shape) for shape in shapes]
-        return _Weights(*places[2:6], *places[8:12])
+        return _Weights((places[0], places[1]), (places[6], places[7]), *places[2:6], *places[8:12])
 
     def _admit(self, iteration: Iteration) -> None:
         size = self._model.max_tokens, self._model.cache_features
@@ -369,20 +379,36 @@ class _LanguageEmitter:
         """Returns the address of the normalised result, [tokens, hidden]."""
         model, prefix = self._model, f"layer{layer}.attn"
         hidden, attended = model.hidden, model.attention_features
-        self._gemm(f"{prefix}.QKVgen", (tokens, hidden, model.qkv_features), x, weights.qkv, weights.qkv_bias)
+        sizes = tokens, hidden, model.qkv_features
+        self._projected = self._gemm(f"{prefix}.QKVgen", sizes, x, weights.qkv, weights.qkv_bias)
         queries = [self._place(part.new, hidden) for part in iteration.parts]
         # Appending to the caches is free (Q12), but takes a tile for every half scratchpad of projections.
         half = self._hw.core(0).spad_kib * 1024 // 2
         projected_bytes = tokens * model.qkv_features * self._hw.precision_bytes
-        self._layers.free(f"{prefix}.KVccat", "KVCacheConcat", -(-projected_bytes // half))
-        for position, (part, query) in enumerate(zip(iteration.parts, queries, strict=True)):
+        if Fault.Q12 in self._repaired:
+            self._append(f"{prefix}.KVccat", iteration, layer, projected_bytes)
+        else:
+            self._layers.free(f"{prefix}.KVccat", "KVCacheConcat", -(-projected_bytes // half))
+        results = [
             self._attention(f"{prefix}.Attention.{position}", part, query, layer)
+            for position, (part, query) in enumerate(zip(iteration.parts, queries, strict=True))
+        ]
         joined = self._place(tokens, attended)
-        self._layers.free(f"{prefix}.Atccat", "Concat", 1)
+        if Fault.Q12 in self._repaired:
+            n_bytes = tokens * attended * self._hw.precision_bytes
+            self._layers.priced(FreeLayer(f"{prefix}.Atccat", "Concat", ((results[0], n_bytes),), (joined, n_bytes)))
+        else:
+            self._layers.free(f"{prefix}.Atccat", "Concat", 1)
         y = self._gemm(
             f"{prefix}.proj", (tokens, attended, hidden), joined, weights.projection, weights.projection_bias
         )
-        return self._norm(f"{prefix}.ln", tokens, x, y)
+        return self._norm(f"{prefix}.ln", tokens, x, y, weights.attention_norm)
+
+    def _append(self, name: str, iteration: Iteration, layer: int, projected_bytes: int) -> None:
+        """Queries, keys and values leave the projection for their places; one store stands for all of them."""
+        cache = self._caches[iteration.parts[0].request][layer][0]
+        ends = cache, projected_bytes
+        self._layers.priced(FreeLayer(name, "KVCacheConcat", ((self._projected, projected_bytes),), ends))
 
     def _feed_forward_block(self, layer: int, weights: _Weights, x: int, tokens: int) -> int:
         """Returns the address of the normalised result, [tokens, hidden]."""
@@ -394,29 +420,36 @@ class _LanguageEmitter:
         emit_bias_activation(
             self._layers.builder,
             self._hw,
-            Tokens(f"{prefix}.act", 1, tokens, expanded, inner, weights.expand_bias, activated),
+            Tokens(
+                f"{prefix}.act", 1, tokens, expanded, inner, weights.expand_bias if self._biases else None, activated
+            ),
             ACTIVATIONS[model.activation],
             "BiasAct",
             self._layers.start(),
             balanced=True,
             gated=model.gated,
+            repaired=self._repaired,
         )
         y = self._gemm(f"{prefix}.fc2", (tokens, reduced, hidden), activated, weights.reduce, weights.reduce_bias)
-        return self._norm(f"{prefix}.ln", tokens, x, y)
+        return self._norm(f"{prefix}.ln", tokens, x, y, weights.feed_forward_norm)
 
     def _gemm(self, name: str, sizes: tuple[int, int, int], x: int, w: int, bias: int | None) -> int:
         """sizes: rows, depth, columns. Returns the address of the result."""
         n, k, m = sizes
-        gemm = Gemm(n=n, m=m, k=k, x=x, w=w, y=self._place(n, m), bias=bias)
+        gemm = Gemm(n=n, m=m, k=k, x=x, w=w, y=self._place(n, m), bias=bias if self._biases else None)
         self._layers.gemm(name, "Gemm", gemm)
         return gemm.y
 
-    def _norm(self, name: str, tokens: int, x: int, other: int) -> int:
-        rows = Tokens(name, 1, tokens, self._model.hidden, x, other, self._place(tokens, self._model.hidden))
-        emit_skip_layer_norm(self._layers.builder, self._hw, rows, "SkipLayerNormalization", self._layers.start())
+    def _norm(self, name: str, tokens: int, x: int, other: int, weights: tuple[int, int]) -> int:
+        constants = weights if self._biases else weights[:1]
+        y = self._place(tokens, self._model.hidden)
+        rows = Tokens(name, 1, tokens, self._model.hidden, x, other, y, constants)
+        place = self._layers.start()
+        emit_skip_layer_norm(self._layers.builder, self._hw, rows, "SkipLayerNormalization", place, self._repaired)
         return rows.y
 
-    def _attention(self, name: str, part: Part, query: int, layer: int) -> None:
+    def _attention(self, name: str, part: Part, query: int, layer: int) -> int:
+        """Returns the address of the result."""
         model = self._model
         keys, values = self._caches[part.request][layer]
         attention = RequestAttention(
@@ -432,4 +465,7 @@ class _LanguageEmitter:
             y=self._place(part.new, model.attention_features),
         )
         self._layers.start()
-        emit_request_attention(self._layers.builder, self._hw, attention, "Attention", self._layers.rotated)
+        emit_request_attention(
+            self._layers.builder, self._hw, attention, "Attention", self._layers.rotated, self._repaired
+        )
+        return attention.y

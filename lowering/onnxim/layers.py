@@ -9,6 +9,8 @@ from hwconfigs.schema import HwConfig
 from lowering.emit import ProgramBuilder
 from lowering.onnxim.attention import Attention, emit_attention
 from lowering.onnxim.conv import Conv, emit_conv
+from lowering.onnxim.faults import Fault
+from lowering.onnxim.free_layers import VIEWS, FreeLayer, emit_free_layer
 from lowering.onnxim.gemm import Gemm, emit_gemm
 from lowering.onnxim.graph import PROJECTION, Graph, Layer
 from lowering.onnxim.mapping_table import MappingTable
@@ -21,14 +23,20 @@ FREE_TILES = {"MaxPool": 2}
 """Tiles without work of a layer that costs nothing; 1 where not listed (section 4.6)."""
 PROJECTION_REPEATS = 2
 """The projection of an Attention is tiled twice, and executed twice (Q6)."""
+_REDUCE_ROWS = frozenset({"EmbedLayerNormalization", "LayerNormalization", "Softmax"})
+_LOOK_UP = frozenset({"EmbedLayerNormalization", "Gather"})
 
 
 class LayerEmitter:
-    """Appends the layers of one model after the other to a program. hw.noc, hw.dram: not looked at."""
+    """Appends the layers of one model after the other to a program. hw.noc, hw.dram: not looked at.
+
+    What is repaired is said by the table of mappings.
+    """
 
     def __init__(self, name: str, hw: HwConfig, mappings: MappingTable) -> None:
-        self.hw, self.mappings = hw, mappings
+        self.hw, self.mappings, self.repaired = hw, mappings, mappings.repaired
         self.builder = ProgramBuilder(name, hw.cores.count, hw.dram.request_bytes)
+        self.warnings: list[str] = []
         self._started, self._unbound = 0, 0
 
     def emit_graph(self, graph: Graph) -> None:
@@ -38,16 +46,21 @@ class LayerEmitter:
 
     def _emit(self, graph: Graph, layer: Layer) -> None:
         if layer.op in GEMM_OPS | MATMUL_OPS | {PROJECTION}:
-            repeats = PROJECTION_REPEATS if layer.op == PROJECTION else 1
+            twice = layer.op == PROJECTION and Fault.Q6 not in self.repaired
+            repeats = PROJECTION_REPEATS if twice else 1
             self.gemm(layer.name, layer.op, _gemm(graph, layer), repeats=repeats)
         elif layer.op in CONV_OPS:
             self._conv(graph, layer)
         elif layer.op == "Attention":
-            emit_attention(self.builder, self.hw, _attention(graph, layer), layer.op, self.start())
+            attention = _attention(graph, layer, whole_past=Fault.Q6 in self.repaired)
+            emit_attention(self.builder, self.hw, attention, layer.op, self.start(), self.repaired)
         elif layer.op == "SkipLayerNormalization":
-            emit_skip_layer_norm(self.builder, self.hw, _tokens(graph, layer), layer.op, self.start())
+            rows = _tokens(graph, layer)
+            emit_skip_layer_norm(self.builder, self.hw, rows, layer.op, self.start(), self.repaired)
         elif layer.op in ROW_OPS:
             emit_bias_activation(self.builder, self.hw, _tokens(graph, layer), "gelu", layer.op, self.start())
+        elif Fault.Q12 in self.repaired and layer.op not in VIEWS:
+            self.priced(_free_layer(graph, layer, self.hw.precision_bytes))
         else:
             self.free(layer.name, layer.op, FREE_TILES.get(layer.op, 1))
 
@@ -72,11 +85,16 @@ class LayerEmitter:
             self.builder.skip_tile(place())
         self.builder.end_layer()
 
+    def priced(self, layer: FreeLayer) -> None:
+        """Append a layer that costs nothing in the original, at its cost (Q12 repaired)."""
+        emit_free_layer(self.builder, self.hw, layer, self.start())
+
     def gemm(self, name: str, op: str, gemm: Gemm, *, repeats: int = 1) -> None:
         """Append a matrix product; repeats: see `emit_gemm`."""
         self.start()
         mapping = self.mappings.gemm(gemm.n, gemm.m, gemm.k)
-        emit_gemm(self.builder, self.hw, gemm, mapping, name, op, self.rotated, repeats=repeats)
+        self._warn(name, op, gemm.n, gemm.m, gemm.k)
+        emit_gemm(self.builder, self.hw, gemm, mapping, name, op, self.rotated, repeats=repeats, repaired=self.repaired)
 
     def _conv(self, graph: Graph, layer: Layer) -> None:
         self.start()
@@ -85,6 +103,9 @@ class LayerEmitter:
         image, weight, result = (graph.shape(name) for name in (*layer.inputs[:2], layer.outputs[0]))
         extents = Loops(n=image[0], c=weight[1], m=weight[0], s=weight[2], r=weight[3], q=result[1], p=result[2])
         stride, dilation = layer.ints("strides", (1, 1)), layer.ints("dilations", (1, 1))
+        pads = layer.ints("pads", (0, 0, 0, 0))
+        # Empty inputs are gone, so that only the shape tells a bias from a residual.
+        others = {len(graph.shape(name)): graph.address(name) for name in layer.inputs[2:]}
         conv = Conv(
             name=layer.name,
             extents=extents,
@@ -94,9 +115,25 @@ class LayerEmitter:
             x=graph.address(layer.inputs[0]),
             w=graph.address(layer.inputs[1]),
             y=graph.address(layer.outputs[0]),
+            pad=(pads[0], pads[1]),
+            bias=others.get(1),
+            residual=others.get(4),
+            activated="activation" in layer.attributes,
         )
-        inner = self.mappings.conv(extents, stride[0], layer.ints("pads", (0,))[0])
-        emit_conv(self.builder, self.hw, conv, inner, layer.op, self.rotated)
+        inner = self.mappings.conv(extents, stride[0], pads[0])
+        if extents.s == extents.r == extents.q == extents.p == 1:
+            self._warn(layer.name, layer.op, extents.n, extents.m, extents.c)
+        emit_conv(self.builder, self.hw, conv, inner, layer.op, self.rotated, self.repaired)
+
+    def _warn(self, name: str, op: str, n: int, m: int, k: int) -> None:
+        """Say, once for a node, that the original does not come past a matrix product of these sizes (Q3)."""
+        tile = self.mappings.gemm(n, m, k)
+        warning = (
+            f"node {name} ({op}): ONNXim divides by zero while it cuts N:{n} C:{k} M:{m} into tiles and stops "
+            f"(onnxim.md Q3); simulated with tiles of at least one block, N:{tile.n} C:{tile.k} M:{tile.m}"
+        )
+        if tile.forced and warning not in self.warnings:
+            self.warnings.append(warning)
 
 
 def _gemm(graph: Graph, layer: Layer) -> Gemm:
@@ -115,11 +152,15 @@ def _gemm(graph: Graph, layer: Layer) -> Gemm:
     )
 
 
-def _attention(graph: Graph, layer: Layer) -> Attention:
+def _attention(graph: Graph, layer: Layer, *, whole_past: bool) -> Attention:
+    """whole_past: the keys are all of the cache and all new ones, not one new one."""
     batch, queries, _ = graph.shape(layer.inputs[0])
     features = graph.shape(layer.inputs[1])[0]
     heads = layer.attributes["num_heads"]
-    past = graph.shape(layer.inputs[4])[3] if layer.arity == 5 else 0
+    cache = graph.shape(layer.inputs[4]) if layer.arity == 5 else (0, 0, 0, 0, 0)
+    if len(cache) != 5:
+        raise UserError(f"node {layer.name}: ONNXim finds no cache behind a mask that is left out; give it a mask")
+    past = cache[3]
     q, k, v = (graph.address(name) for name in layer.inputs[:3])
     return Attention(
         name=layer.name,
@@ -127,15 +168,39 @@ def _attention(graph: Graph, layer: Layer) -> Attention:
         heads=heads,
         width=features // heads,
         queries=queries,
-        keys=past + 1 if past else queries,
+        keys=past + (queries if whole_past else 1) if past else queries,
         q=q,
         k=k,
         v=v,
         y=graph.address(layer.outputs[0]),
+        # The last three inputs are the results of the projection, which are one matrix.
+        projections=graph.address(layer.inputs[-3]),
+        past=graph.address(layer.inputs[4]) if past else None,
     )
 
 
 def _tokens(graph: Graph, layer: Layer) -> Tokens:
     batch, tokens, features = graph.shape(layer.inputs[0])
     x, other, y = (graph.address(name) for name in (*layer.inputs[:2], layer.outputs[0]))
-    return Tokens(layer.name, batch, tokens, features, x, other, y)
+    return Tokens(layer.name, batch, tokens, features, x, other, y, tuple(map(graph.address, layer.inputs[2:])))
+
+
+def _free_layer(graph: Graph, layer: Layer, element_bytes: int) -> FreeLayer:
+    """Operands and result as the original sizes them: an unknown operator's result is as large as its first input."""
+    shape = graph.shape(layer.outputs[0])
+    size = prod(shape) * element_bytes
+    sources = [(graph.address(name), prod(graph.shape(name)) * element_bytes) for name in layer.inputs]
+    sources = [source for source in sources if source[1]]
+    if layer.op == "Concat":
+        size = sum(n_bytes for _, n_bytes in sources)
+        sources = [(sources[0][0], size)]
+    if layer.op in _LOOK_UP:
+        sources = [(base, min(n_bytes, size)) for base, n_bytes in sources]
+    image = graph.shape(layer.inputs[0])
+    window = {
+        "GlobalAveragePool": prod(image[1:3]),
+        **dict.fromkeys(("MaxPool", "AveragePool", "AdaptiveAveragePool"), prod(layer.ints("kernel_shape", (1,)))),
+    }.get(layer.op, 1)
+    row_bytes = shape[-1] * element_bytes if layer.op in _REDUCE_ROWS else 0
+    target = graph.address(layer.outputs[0]), size
+    return FreeLayer(layer.name, layer.op, tuple(sources), target, window, row_bytes)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hwconfigs.errors import UserError
 from hwconfigs.schema import HwConfig
 from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
+from lowering.onnxim.faults import NONE, Fault, Repairs
 from lowering.onnxim.vector_time import VectorUnit
 from lowering.program import LayerInfo
 
@@ -19,7 +20,8 @@ PlaceTile = Callable[[], int]
 class Tokens:
     """`batch` times `tokens` rows of `features` elements; addresses of operands and result in bytes.
 
-    other: the second operand: the residual of a SkipLayerNormalization, the bias otherwise.
+    other: the second operand: the residual of a SkipLayerNormalization, the bias otherwise (None: there is none).
+    constants: rows of `features` elements that a normalisation has besides: scale, shift, bias.
     """
 
     name: str
@@ -27,12 +29,23 @@ class Tokens:
     tokens: int
     features: int
     x: int
-    other: int
+    other: int | None
     y: int
+    constants: tuple[int, ...] = ()
 
 
-def emit_skip_layer_norm(builder: ProgramBuilder, hw: HwConfig, rows: Tokens, op: str, place: PlaceTile) -> None:
-    """Normalise and add, in that order. The result overwrites the first operand; scale and shift are not read (Q5)."""
+def emit_skip_layer_norm(
+    builder: ProgramBuilder, hw: HwConfig, rows: Tokens, op: str, place: PlaceTile, repaired: Repairs = NONE
+) -> None:
+    """Normalise and add, in that order. The result overwrites the first operand; scale and shift are not read (Q5).
+
+    repaired: Q5 counts.
+    """
+    if rows.other is None:
+        raise ValueError(f"node {rows.name}: no second operand")
+    if Fault.Q5 in repaired:
+        _emit_true_norm(builder, hw, rows, rows.other, op, place)
+        return
     per_tile = _tokens_per_tile(hw, rows, _half_spad(hw) // (2 * rows.features * hw.precision_bytes))
     per_tile = _balanced(hw, rows, per_tile)
     builder.begin_layer(LayerInfo(rows.name, op, notes=(f"{per_tile} tokens a tile",)))
@@ -47,6 +60,28 @@ def emit_skip_layer_norm(builder: ProgramBuilder, hw: HwConfig, rows: Tokens, op
     builder.end_layer()
 
 
+def _emit_true_norm(builder: ProgramBuilder, hw: HwConfig, rows: Tokens, other: int, op: str, place: PlaceTile) -> None:
+    """Add, then normalise every row; scale, shift and bias are read; the result goes to its own place."""
+    unit, line_bytes = VectorUnit(hw.core(0)), rows.features * hw.precision_bytes
+    most = (_half_spad(hw) - len(rows.constants) * line_bytes) // (2 * line_bytes)
+    per_tile = _balanced(hw, rows, _tokens_per_tile(hw, rows, most))
+    builder.begin_layer(LayerInfo(rows.name, op, notes=(f"{per_tile} tokens a tile",)))
+    for first, count in _slices(rows, per_tile):
+        builder.begin_tile(place())
+        builder.load(0, _lines(hw, rows.x, first, count, rows.features))
+        builder.load(1, _lines(hw, other, first, count, rows.features))
+        for index, base in enumerate(rows.constants):
+            builder.load(2 + index, _lines(hw, base, 0, 1, rows.features))
+        _vector(builder, unit.elementwise("add", count * line_bytes), second=1)
+        for index in range(len(rows.constants)):
+            # Scale and shift are part of the formula below; this waits for them, and a bias is an addition more.
+            _vector(builder, unit.elementwise("add", count * line_bytes) if index == 2 else 0, second=2 + index)
+        _vector(builder, unit.layer_norm_rows(line_bytes, count))
+        builder.store(0, _lines(hw, rows.y, first, count, rows.features), acc=False)
+        builder.end_tile()
+    builder.end_layer()
+
+
 def emit_bias_activation(
     builder: ProgramBuilder,
     hw: HwConfig,
@@ -57,11 +92,12 @@ def emit_bias_activation(
     *,
     balanced: bool = False,
     gated: bool = False,
+    repaired: Repairs = NONE,
 ) -> None:
-    """Add a bias and apply an activation ("gelu" or "comp").
+    """Add a bias, if there is one, and apply an activation ("gelu" or "comp").
 
     balanced: cut into at least two tiles a core. gated: half of the features gate the other half, but the store is as
-    large as the input (Q15).
+    large as the input (Q15). repaired: Q15 counts.
     """
     unit = VectorUnit(hw.core(0))
     line_bytes = rows.features * hw.precision_bytes
@@ -70,17 +106,19 @@ def emit_bias_activation(
         per_tile = _balanced(hw, rows, per_tile)
     builder.begin_layer(LayerInfo(rows.name, op, notes=(f"{per_tile} tokens a tile",)))
     # The bias is read from one tensor size beyond its place.
-    bias = _lines(hw, rows.other, rows.tokens, 1, rows.features)
+    bias = None if rows.other is None else _lines(hw, rows.other, rows.tokens, 1, rows.features)
+    stored = rows.features // 2 if gated and Fault.Q15 in repaired else rows.features
     for first, count in _slices(rows, per_tile):
         builder.begin_tile(place())
         builder.load(0, _lines(hw, rows.x, first, count, rows.features))
-        builder.load(1, bias)
-        _vector(builder, unit.elementwise("add", count * line_bytes), second=1)
+        if bias is not None:
+            builder.load(1, bias)
+            _vector(builder, unit.elementwise("add", count * line_bytes), second=1)
         activated = count * (line_bytes // 2 if gated else line_bytes)
         _vector(builder, unit.elementwise(activation, activated))
         if gated:
             _vector(builder, unit.elementwise("mul", activated))
-        builder.store(0, _lines(hw, rows.y, first, count, rows.features), acc=False)
+        builder.store(0, _lines(hw, rows.y, first, count, stored), acc=False)
         builder.end_tile()
     builder.end_layer()
 

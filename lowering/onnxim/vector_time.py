@@ -30,13 +30,19 @@ class VectorUnit:
             left = self.passes(left)
         return steps * self.core.latency.add_tree * rows
 
-    def softmax(self, n_bytes: int, rows: int) -> int:
-        """Two reductions a row; the elementwise part is that of a single row (Q6)."""
+    def softmax(self, n_bytes: int, rows: int, *, elementwise_rows: int = 1) -> int:
+        """Two reductions a row; the elementwise part is of `elementwise_rows`, a single one in the original (Q6)."""
         latency = self.core.latency
-        elementwise = self.passes(n_bytes) * (latency.add + latency.exp + latency.mul)
+        elementwise = self.passes(n_bytes * elementwise_rows) * (latency.add + latency.exp + latency.mul)
         return 2 * self.adder_tree(n_bytes, rows) + elementwise
 
     def layer_norm(self) -> int:
         """The original passes a size of 0: it takes as long for any number of rows and columns (Q5)."""
         latency = self.core.latency
         return 2 * latency.add_tree + 2 * latency.scalar_mul + latency.scalar_sqrt
+
+    def layer_norm_rows(self, n_bytes: int, rows: int) -> int:
+        """What the original's formula gives for its true sizes: two reductions, a root and the scaling of every row."""
+        latency = self.core.latency
+        scaling = self.passes(n_bytes * rows) * (2 * latency.add + 3 * latency.mul)
+        return 2 * self.adder_tree(n_bytes, rows) + (2 * latency.scalar_mul + latency.scalar_sqrt) * rows + scaling

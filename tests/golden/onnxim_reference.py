@@ -119,6 +119,8 @@ TRANSFORMER_BLOCK = (179718, 194346, 218968, 227282, 294788, 301390, 355173, 363
 
 SMALL_LLAMA = LanguageModel("T", "swish", 16, 8, 512, 768, 1000, 256, 2, 2, True, 1)
 """Test model T of section 16."""
+OPT_125M = LanguageModel("opt-125m", "relu", 12, 12, 768, 3072, 50272, 2048, 1, 1, False, 1)
+"""The decoder of its row in section 16."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class LanguageRow:
     scheduler: str
     finishes: tuple[int, ...]
     total: int
+    model: LanguageModel = SMALL_LLAMA
 
 
 LANGUAGE_ROWS = (
@@ -146,8 +149,17 @@ LANGUAGE_ROWS = (
     LanguageRow(
         "iteration-level", (Request(0, 12, 3, 0), Request(100, 9, 1, 0)), "iter", (30152, 62269, 90406), 90412
     ),
+    LanguageRow(
+        "opt-125m", (Request(0, 32, 2, 0),), "simple",
+        (
+            11197, 11199, 13569, 13570, 17545, 17851, 30751, 31530, 48126, 48422,
+            59604, 59606, 61429, 61430, 65035, 65079, 76408, 76475, 90593, 90635,
+        ),
+        90642,
+        OPT_125M,
+    ),
 )  # fmt: skip
-"""Runs of `SMALL_LLAMA`: layers of the first, ends of iterations of the second."""
+"""Runs of `SMALL_LLAMA` (layers of the first, ends of iterations of the second) and of the first layer of OPT-125m."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +185,13 @@ class Case:
     def dims(self) -> dict[str, int]:
         """Sizes of symbolic dimensions by name."""
         return {key: value for key, value in self.data["models_list"][0].items() if isinstance(value, int)}
+
+    @property
+    def open_dims(self) -> dict[str, int]:
+        """Those of `dims` that the graph has; the list of models also says other things."""
+        graph = onnx.load(self.model_path, load_external_data=False).graph
+        names = {dim.dim_param for value in graph.input for dim in value.type.tensor_type.shape.dim}
+        return {name: size for name, size in self.dims.items() if name in names}
 
     @property
     def finishes(self) -> list[int]:

@@ -9,26 +9,20 @@ from typing import Any
 
 import pytest
 
-from lowering import lower
 from lowering.onnxim import lower_onnxim
 from lowering.onnxim.language import lower_language, plan
 from tests.golden.onnxim_reference import (
-    ABORTS,
     CONFIGURATIONS,
     LANGUAGE_ROWS,
     ROWS,
     SMALL_LLAMA,
-    Case,
     GoldenRow,
-    load_cases,
 )
 from vsim.api import SimPoint, SimResult, simulate
 
 DEFAULT_CYCLES = 60_000
 """Longer rows take minutes on a busy machine and run in `make check-long`."""
 FIRST_LAYER_CYCLES = 20_300
-MOST_CPU_SECONDS = 5.0
-"""Recorded cases that took the original longer are left out."""
 
 ALONE = ("server-mm_128_128_128", "mobile_c4-mm_64_64_64", "mobile_c1-mm_64_64_64")
 """One machine each; every other row alone is a slow test."""
@@ -101,73 +95,3 @@ def test_all_rows_in_one_batch_without_idle_skip():
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_every_row_alone(row: GoldenRow):
     check_rows([row])
-
-
-def matrix_cases(cases: dict[str, Case]) -> dict[str, Case]:
-    """Cases of a single matrix multiplication or Gemm that the original ran within seconds, on modelled hardware."""
-    return {
-        name: case
-        for name, case in cases.items()
-        if ("matmul" in name or "gemm" in name)
-        and case.data["cpu_s"] <= MOST_CPU_SECONDS
-        and case.data["config"]["icnt_type"] == "simple"
-        and case.data["config"]["dram_type"] != "ramulator"
-    }
-
-
-@pytest.mark.slow
-def test_all_recorded_matrix_cases(shared, tmp_path):
-    cases = matrix_cases(load_cases(shared))
-    assert len(cases) >= 40
-    hardware = [case.hw(tmp_path) for case in cases.values()]
-    batch = [
-        SimPoint(hw, lower_onnxim(case.model_path, hw), compat=True, label=name)
-        for hw, (name, case) in zip(hardware, cases.items(), strict=True)
-    ]
-    differences = {
-        case.name: difference
-        for case, result in zip(cases.values(), simulate(batch), strict=True)
-        if (difference := case_difference(case, result))
-    }
-    assert differences == {}
-
-
-def case_difference(case: Case, result: SimResult) -> dict[str, tuple[Any, Any]]:
-    """Recorded and simulated value of every figure that differs; the recording has no row states of a simple DRAM."""
-    recording = {
-        "status": "ok",
-        "finishes": case.finishes,
-        "total_cycles": case.data["total_cycles"],
-        **{key: value for key, value in (case.data["dram"] or {}).items() if value is not None},
-    }
-    ours = {
-        "status": result.status,
-        "finishes": [layer["finish_cycle"] for layer in result.layers],
-        "total_cycles": result.cycles,
-        "mem_reads": result.dram["reads"],
-        "mem_writes": result.dram["writes"],
-        "dram_row_hits": result.dram["row_hits"],
-        "dram_row_misses": result.dram["row_misses"],
-        "dram_row_conflicts": result.dram["row_conflicts"],
-    }
-    return {key: (value, ours[key]) for key, value in recording.items() if ours[key] != value}
-
-
-@pytest.mark.slow
-def test_matrix_cases_that_abort_the_original(shared, tmp_path):
-    """In compat mode and in the corrected default mode."""
-    aborted = [case for name, case in load_cases(shared, ABORTS).items() if "matmul" in name]
-    assert {case.name for case in aborted} == {"V_spad256_matmul_512_768_768", "V_cores8_matmul_512_768_768"}
-    hardware = [case.hw(tmp_path) for case in aborted]
-    compat = [
-        SimPoint(hw, lower_onnxim(case.model_path, hw), compat=True) for hw, case in zip(hardware, aborted, strict=True)
-    ]
-    default = [SimPoint(hw, lower(case.model_path, hw)) for hw, case in zip(hardware, aborted, strict=True)]
-    for point, result in zip([*compat, *default], simulate([*compat, *default]), strict=True):
-        assert result.status == "ok"
-        [layer] = point.program.layers
-        assert result.dram["reads"] * point.hw.dram.request_bytes == layer.load_bytes
-        assert result.dram["writes"] * point.hw.dram.request_bytes == layer.store_bytes
-        # No faster than the array: at most rows x columns multiplications a cycle and core.
-        core = point.hw.core(0)
-        assert result.cycles >= layer.macs / (core.rows * core.cols * point.hw.cores.count)

@@ -1,88 +1,76 @@
-"""`--compat onnxim` equals recorded runs of ONNXim on networks, attention blocks and its language mode.
+"""`--compat onnxim` equals recorded runs of ONNXim: matrix products, convolutions, networks, its language mode.
 
-Layer finishes, totals, requests and row states. Single layers are in `test_npu_onnxim.py`, instruction sequences in
+Layer names, layer finishes, totals, requests and row states, compared by `onnxim_cases`. The rows of the specification
+in one batch, alone and without idle skip are in `test_npu_onnxim.py`, instruction sequences in
 `test_onnxim_lowering.py`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
+from pathlib import Path
+
 import pytest
 
-from hwconfigs import HwConfig
-from lowering.onnxim import lower_onnxim
-from lowering.onnxim.language import lower_language, plan, read_language_model, read_trace
-from tests import models
-from tests.golden.onnxim_reference import (
-    CONFIGURATIONS,
-    LANGUAGE_ROWS,
-    SMALL_LLAMA,
-    TRANSFORMER_BLOCK,
-    Case,
-    load_cases,
-)
-from tests.golden.test_npu_onnxim import case_difference
-from vsim.api import SimPoint, simulate
+from tests.golden.onnxim_cases import catalogue, compare, of_row
+from tests.golden.onnxim_reference import CONFIGURATIONS, LANGUAGE_ROWS, ROWS, LanguageRow
+from vsim.api import simulate
 from vsim.onnxim_language import simulate_language
 
-MOST_CYCLES = 4_000_000
-"""Longer recorded cases (ResNet-18 on 8x8 arrays) are left out: they take an hour and more here."""
-TRACES = {
-    "T_lang_opt125m_input": "input.csv",
-    "T_lang_opt125m_short": "short.csv",
-    "T_lang_opt125m_short_iter": "short.csv",
-    "T_lang_llama3_8b_prefill8": "llama1.csv",
+HOURS = ("E1_resnet18", "E4_resnet18")
+"""34 and 16 million cycles of small arrays: `make check-onnxim` has them, the tests have not."""
+GROUPS = {
+    "products": (45, ["*_matmul_*", "*_gemm_*"]),
+    "convolutions": (25, ["*_conv_*"]),
+    "networks": (17, ["*_resnet18*", "*_bert_*", "*_gpt2_*", "transformer_block"]),
+    "language": (7, ["language *", "*_lang_*"]),
 }
+"""How many runs at least, and the patterns of their names."""
 
 
-@pytest.mark.slow
-def test_language_rows():
-    for row in LANGUAGE_ROWS:
-        served = simulate_language(SMALL_LLAMA, row.requests, CONFIGURATIONS["server"], scheduler=row.scheduler)
-        finishes = [layer["finish_cycle"] for layer in served.result.layers]
-        ours = finishes if row.scheduler == "simple" else list(served.finish_cycles)
-        assert (row.name, ours, served.result.cycles) == (row.name, list(row.finishes), row.total)
-
-
-@pytest.mark.slow
-def test_transformer_block():
-    hw = CONFIGURATIONS["mobile_c4"]
-    program = lower_onnxim(models.transformer_block(64, 128, 2, 256), hw)
-    [result] = simulate([SimPoint(hw, program, compat=True)])
-    assert [layer["finish_cycle"] for layer in result.layers] == list(TRANSFORMER_BLOCK)
-    assert result.cycles == 364584
-
-
-def model_point(case: Case, hw: HwConfig) -> SimPoint:
-    return SimPoint(hw, lower_onnxim(case.model_path, hw, batch=case.batch, dims=case.dims), compat=True)
-
-
-def language_point(case: Case, hw: HwConfig) -> SimPoint:
-    entry = case.data["models_list"][0]
-    requests = read_trace(case.model_path.parents[2] / "traces" / TRACES[case.name])
-    max_batch = entry.get("scheduler_config", {}).get("max_batch_size", 0)
-    iterations = plan(requests, entry["scheduler"], max_batch, ())
-    return SimPoint(hw, lower_language(read_language_model(case.model_path), iterations, hw), compat=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["default", "language"])
-def test_recorded_cases(shared, tmp_path, mode):
-    """Every case but matrix products, mapped networks (the mapping file is not shipped) and hours of small arrays."""
-    cases = {
-        name: case
-        for name, case in load_cases(shared, mode=mode).items()
-        if case.data["total_cycles"] <= MOST_CYCLES and not name.endswith("mapping") and not _is_matrix(name)
-    }
-    assert len(cases) >= {"default": 45, "language": 4}[mode]
-    point = model_point if mode == "default" else language_point
-    points = [point(case, case.hw(tmp_path)) for case in cases.values()]
+def test_what_differs_first_is_said() -> None:
+    """The comparison itself, on a recorded run of 907 cycles."""
+    run = of_row(next(row for row in ROWS if row.workload == "mm_128_128_128"))
+    [result] = simulate([run.point])
+    assert run.first_difference(result) is None
     differences = {
-        case.name: difference
-        for case, result in zip(cases.values(), simulate(points), strict=True)
-        if (difference := case_difference(case, result))
+        "layer mm finishes at 810, recorded 811": dataclasses.replace(run, finishes={0: 811}),
+        "total 907, recorded 908": dataclasses.replace(run, total=908),
+        "row_conflicts 72, recorded 73": dataclasses.replace(run, dram={**run.dram, "row_conflicts": 73}),
+        "layer 0 is mm, recorded fc": dataclasses.replace(run, layers=("fc",)),
+        "1 layers, recorded 2": dataclasses.replace(run, layers=("mm", "relu")),
     }
-    assert differences == {}
+    assert [other.first_difference(result) for other in differences.values()] == list(differences)
+    assert run.first_difference(dataclasses.replace(result, status="cycle_limit")) == "status cycle_limit"
 
 
-def _is_matrix(name: str) -> bool:
-    return "matmul" in name or "gemm" in name
+def test_every_recorded_run_has_a_group(shared: Path, tmp_path: Path) -> None:
+    """But the rows, which have their own tests, and what takes hours."""
+    names = set(catalogue(tmp_path)) - {str(row) for row in ROWS} - set(HOURS)
+    patterns = [pattern for _, group in GROUPS.values() for pattern in group]
+    assert {name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", GROUPS)
+def test_recorded_runs(shared: Path, tmp_path: Path, group: str) -> None:
+    """Every run but those of `HOURS` and `onnxim_cases.MAPPED`."""
+    least, patterns = GROUPS[group]
+    makers = {
+        name: maker
+        for name, maker in catalogue(tmp_path).items()
+        if name not in HOURS and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    assert len(makers) >= least
+    assert compare([make() for make in makers.values()]) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", LANGUAGE_ROWS, ids=lambda row: row.name)
+def test_language_rows_from_their_requests(row: LanguageRow) -> None:
+    """Which requests form an iteration is found out here, not taken from the recording."""
+    served = simulate_language(row.model, row.requests, CONFIGURATIONS["server"], scheduler=row.scheduler)
+    finishes = [layer["finish_cycle"] for layer in served.result.layers]
+    ours = finishes if row.scheduler == "simple" else list(served.finish_cycles)
+    assert (ours, served.result.cycles) == (list(row.finishes), row.total)

@@ -66,6 +66,19 @@ CASES: dict[str, Callable[[], LoadedModel]] = {
         ("weight", [128]),
         domain=MS,
     ),
+    "EmbedLayerNormalization, sum kept": lambda: one_node(
+        "EmbedLayerNormalization",
+        ("int", [2, 64]),
+        None,
+        ("weight", [1000, 128]),
+        ("weight", [512, 128]),
+        None,
+        ("weight", [128]),
+        ("weight", [128]),
+        ("int", [2, 64]),
+        outputs=3,
+        domain=MS,
+    ),
     "RotaryEmbedding": lambda: one_node(
         "RotaryEmbedding", [2, 8, 128, 64], ("weight", [512, 32]), ("weight", [512, 32]), ("int", [2, 128])
     ),
@@ -308,6 +321,17 @@ def test_transposed_convolution_writes_each_result_once() -> None:
     _, stores = traffic(program)
     assert set(stores.values()) == {1}
     assert len(stores) == 2 * 11 * 15 * 32 * ELEMENT // REQUEST
+
+
+def test_the_sum_of_embeddings_is_a_result_of_its_own() -> None:
+    """GPT-2 goes on with it beside the normalised rows."""
+    _, plain = traffic(lower(CASES["EmbedLayerNormalization"](), SERVER))
+    _, both = traffic(lower(CASES["EmbedLayerNormalization, sum kept"](), SERVER))
+    result = 2 * 64 * 128 * ELEMENT // REQUEST
+    assert len(plain) == result
+    assert set(both.values()) == {1}
+    # And a block for the second result, the lengths of the sequences.
+    assert len(both) == 2 * result + 1
 
 
 def test_recurrence_reads_the_same_weights_in_every_step() -> None:

@@ -299,9 +299,33 @@ def test_packed_queries_keys_and_values_are_split(tmp_path: Path) -> None:
     assert program.layers[-1].macs == 4 * 4 * 4 * 32
 
 
-def test_a_cache_of_keys_and_values_in_one_tensor_is_refused(tmp_path: Path) -> None:
-    node = 'y = com.microsoft.Attention <num_heads = 4> (x, w, "", "", past)'
-    text = f"g (float[2, 8, 32] x, float[2, 2, 4, 3, 16] past) => (float[2, 8, 64] y) {{ {node} }}"
+def test_a_cache_of_keys_and_values_in_one_tensor(tmp_path: Path) -> None:
+    """GPT-2 as ONNX Runtime's optimiser writes it: one token behind 15 others."""
+    node = 'y, present = com.microsoft.Attention <num_heads = 4, unidirectional = 1> (x, w, "", "", past)'
+    inputs, outputs = (
+        "float[2, 1, 32] x, float[2, 2, 4, 15, 16] past",
+        "float[2, 1, 64] y, float[2, 2, 4, 16, 16] present",
+    )
+    graph = read(tmp_path, f"g ({inputs}) => ({outputs}) {{ {node} }}", w=np.zeros((32, 192), np.float32))
+    assert [tensor.shape for tensor in graph.outputs] == [(2, 1, 64), (2, 2, 4, 16, 16)]
+    program = lower_graph(graph, SERVER)
+    assert [layer.op for layer in program.layers] == ["MatMul"] * 3 + ["Attention"]
+    row = 2 * 4 * 16 * SERVER.element_bytes
+    assert program.layers[3].macs == 2 * 4 * 16 * 2 * 16
+    assert program.layers[3].load_bytes == row + 2 * 16 * row
+    assert program.layers[3].store_bytes == row + 2 * row
+
+
+def test_the_cache_of_a_prompt_is_stored(tmp_path: Path) -> None:
+    node = "y, present = com.microsoft.Attention <num_heads = 4, unidirectional = 1> (x, w)"
+    text = f"g (float[1, 8, 32] x) => (float[1, 8, 64] y, float[2, 1, 4, 8, 16] present) {{ {node} }}"
+    program = lower_graph(read(tmp_path, text, w=np.zeros((32, 192), np.float32)), SERVER)
+    assert program.layers[-1].store_bytes == 3 * 8 * 64 * SERVER.element_bytes
+
+
+def test_a_computed_cache_in_one_tensor_is_refused(tmp_path: Path) -> None:
+    body = 'past = Relu (z) y = com.microsoft.Attention <num_heads = 4> (x, w, "", "", past)'
+    text = f"g (float[2, 8, 32] x, float[2, 2, 4, 3, 16] z) => (float[2, 8, 64] y) {{ {body} }}"
     graph = read(tmp_path, text, w=np.zeros((32, 192), np.float32))
-    with pytest.raises(UnsupportedError, match="keys and values in one tensor"):
+    with pytest.raises(UnsupportedError, match="past, keys and values in one tensor, is no input of the graph"):
         lower_graph(graph, SERVER)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hwconfigs import ConfigError, HwConfig
 from hwconfigs.schema import SIMPLE_DRAM
+from lowering.onnxim.faults import NONE, Fault, Repairs
 from lowering.program import ROW_COLUMNS, TILE_COLUMNS, Col, Op, Program, TileCol
 from vsim.npu import words
 from vsim.npu.dispatch import RADIX_BITS, RADIX_MASK
@@ -80,9 +81,18 @@ def program_needs(program: Program) -> ProgramNeeds:
     return ProgramNeeds(int(most[0]), int(most[1]), max(program.spad_entries, program.acc_entries, 1), program.n_layers)
 
 
-def shape_of(hw: HwConfig, needs: ProgramNeeds, *, compat: bool) -> NpuShape:
-    """The shape under which a chip runs programs with these needs. Raises ConfigError for what is not modelled."""
+def _unbounded(compat: bool, repaired: Repairs) -> bool:
+    """Whether queues are those of ONNXim (Q16)."""
+    return compat and Fault.Q16 not in repaired
+
+
+def shape_of(hw: HwConfig, needs: ProgramNeeds, *, compat: bool, repaired: Repairs = NONE) -> NpuShape:
+    """The shape under which a chip runs programs with these needs. Raises ConfigError for what is not modelled.
+
+    repaired: faults that `compat` is without; Q16 counts.
+    """
     hw.check_modelled()
+    compat = _unbounded(compat, repaired)
     cores, dram = hw.cores.count, hw.dram
     most_rows = max(hw.core(i).rows for i in range(cores))
     if needs.entries > words.MAX_ENTRIES:
@@ -154,12 +164,18 @@ def _dram_shape(hw: HwConfig, queue: int, pending: int) -> DramShape:
     )
 
 
-def params_of(hw: HwConfig, *, compat: bool, max_cycles: int | None, idle_skip: bool) -> NpuParams:
-    """Traced parameters of one lane, as NumPy scalars and arrays (stack them over lanes)."""
+def params_of(
+    hw: HwConfig, *, compat: bool, max_cycles: int | None, idle_skip: bool, repaired: Repairs = NONE
+) -> NpuParams:
+    """Traced parameters of one lane, as NumPy scalars and arrays (stack them over lanes).
+
+    repaired: faults that `compat` is without; Q7, Q8, Q10, Q11 and Q16 count.
+    """
     cores = [hw.core(i) for i in range(hw.cores.count)]
     limit = NO_CYCLE_LIMIT if max_cycles is None else max_cycles
     fixed = hw.dram.standard == SIMPLE_DRAM
-    wrapper = UNBOUNDED if fixed else ONNXIM_WRAPPER if compat else WRAPPER
+    unbounded = _unbounded(compat, repaired)
+    wrapper = UNBOUNDED if fixed else ONNXIM_WRAPPER if unbounded else WRAPPER
     values = {
         "core_period_ps": 1_000_000 // hw.clocks.core_mhz,
         "noc_period_ps": 1_000_000 // hw.clocks.noc_mhz,
@@ -169,9 +185,10 @@ def params_of(hw: HwConfig, *, compat: bool, max_cycles: int | None, idle_skip: 
         "array_rows": [core.rows for core in cores],
         "array_cols": [core.cols for core in cores],
         "min_rows": MIN_ROWS,
-        "exposed_preload": 0 if compat else 1,
+        "exposed_preload": int(not compat or Fault.Q8 in repaired),
         "drains": [0 if compat else int(core.drains_between_tiles) for core in cores],
-        "ordered_chains": 0 if compat else 1,
+        "ordered_chains": int(not compat or Fault.Q7 in repaired),
+        "strict_stores": int(Fault.Q11 in repaired),
         "wrapper_capacity": wrapper,
         "idle_skip": int(idle_skip),
         "max_cycles_high": limit >> RADIX_BITS,
@@ -179,14 +196,15 @@ def params_of(hw: HwConfig, *, compat: bool, max_cycles: int | None, idle_skip: 
     }
     # NumPy until `stack_params`: a transfer to the device for every field of every lane would cost more than the rest.
     arrays: dict[str, Any] = {name: np.asarray(value, np.int32) for name, value in values.items()}
-    return NpuParams(**arrays, dram=_dram_params(hw, compat))
+    return NpuParams(**arrays, dram=_dram_params(hw, compat, repaired))
 
 
-def _dram_params(hw: HwConfig, compat: bool) -> DramParams:
+def _dram_params(hw: HwConfig, compat: bool, repaired: Repairs) -> DramParams:
     dram = hw.dram
-    read_capacity, write_capacity = (ONNXIM_QUEUE, ONNXIM_QUEUE) if compat else (dram.read_queue, dram.write_queue)
+    unbounded = _unbounded(compat, repaired)
+    read_capacity, write_capacity = (ONNXIM_QUEUE, ONNXIM_QUEUE) if unbounded else (dram.read_queue, dram.write_queue)
     # ONNXim's watermarks count against 256 whatever the buffers really hold.
-    full = write_capacity - 1 if compat else write_capacity
+    full = write_capacity - 1 if unbounded else write_capacity
     timing = np.zeros((4, 6, 6), np.int32)
     values: dict[str, int] = {
         "four_activate_window": 0, "read_latency": 0, "refresh_interval": FAR, "rank_shift": 0, "group_shift": 0,
@@ -214,7 +232,7 @@ def _dram_params(hw: HwConfig, compat: bool) -> DramParams:
         "read_capacity": read_capacity,
         "write_capacity": write_capacity,
         "bank_hash": int(dram.bank_hash and not compat),
-        "hit_first": int(dram.scheduler == "fr_fcfs" and not compat),
+        "hit_first": int(dram.scheduler == "fr_fcfs" and (not compat or Fault.Q10 in repaired)),
     }
     arrays: dict[str, Any] = {name: np.int32(value) for name, value in values.items()}
     return DramParams(**arrays, timing=cast(Array, timing))

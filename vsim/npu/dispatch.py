@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lowering.program import TileCol
-from vsim.npu.fields import FAR, add, any_of, numbers, one_hot, pick_row, put, settle
+from vsim.npu.fields import FAR, add, any_of, fold, numbers, one_hot, pick_row, put, settle
 from vsim.npu.types import CoreState, NpuParams, ProgramTables, ScheduleState
 
 RADIX_BITS = 30
@@ -69,7 +69,7 @@ def dispatch(
     params: NpuParams, program: ProgramTables, which: Array, s: ScheduleState, core: CoreState, on: Array
 ) -> tuple[ScheduleState, CoreState, Array]:
     """Report at most one finished tile per core, then place at most one per core. Third result: changed, bool[L]."""
-    report = settle(on & (core.finished > 0))
+    report = settle(on & (core.finished > 0) & ~_awaits_stores(params, s, core))
     core = core.replace(finished=core.finished - report)
     reported = _running_count(report)
     layer_done = settle((s.tiles_left > 0) & (reported[-1] >= s.tiles_left) & on)
@@ -100,6 +100,12 @@ def dispatch(
         start=_record(s.start, following, now, begins),
     )
     return s, core, any_of(report | asks) | launches
+
+
+def _awaits_stores(params: NpuParams, s: ScheduleState, core: CoreState) -> Array:
+    """bool[L]: the reports of this tick would end the layer, but it has stores under way, and stores are strict."""
+    ends = fold(jnp.add, (core.finished > 0).astype(jnp.int32), 0) >= s.tiles_left
+    return (params.strict_stores > 0) & ends & any_of(core.unacknowledged > 0)
 
 
 def _running_count(flags: Array) -> Array:

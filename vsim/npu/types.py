@@ -91,6 +91,8 @@ class NpuParams(struct.PyTreeNode):
     ordered_chains: Array
     """1: an accumulate tile keeps the half of the tile before it even on an empty core, and computes and stores after
     it; 0: ONNXim's quirk Q7, and whichever tile has its operands first computes first."""
+    strict_stores: Array
+    """1: a layer ends when all of its stores are acknowledged; 0: when its tiles are done."""
     wrapper_capacity: Array
     idle_skip: Array
     max_cycles_high: Array
