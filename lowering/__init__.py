@@ -51,7 +51,8 @@ def lower(
     A path ending in .json is a description of a language model; for its dims see `lowering.llm.lower`.
     compat: "onnxim" lowers as ONNXim does, faults included; None is the corrected default.
     skip_unknown: leave operators that are not modelled out, with a warning in the program.
-    mapping: inner tile sizes for every matrix layer, an ONNXim mapping line, or a `MappingTable`. Default mode only.
+    mapping: inner tile sizes for every matrix layer, an ONNXim mapping line, or a `MappingTable`; the last alone with
+    `compat`, where it stands for the mapping file beside the model.
     Raises UserError subclasses: ModelError, UnsupportedError, MappingError.
     """
     forced = parse_mapping(mapping) if isinstance(mapping, str) else mapping
@@ -60,12 +61,14 @@ def lower(
         options = {"skip_unknown": skip_unknown, "mapping": chooser}
         return lower_config(resolve(model), hw, batch=batch, dims=dims or {}, options=options)
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
-    if compat is not None and mapping is not None:
-        raise UserError(f"--compat {compat} maps layers as the original does; --mapping is for the default mode")
     if compat == "onnxim":
         from lowering.onnxim import lower_onnxim
+        from lowering.onnxim.tiling import tile_table
 
-        return lower_onnxim(loaded.path, hw, batch=batch, dims=dims or {})
+        if mapping is not None and not isinstance(mapping, MappingTable):
+            raise UserError("--compat onnxim takes the lines of a mapping file, as ONNXim does, not one tile for all")
+        tiles = None if mapping is None else tile_table(mapping.entries)
+        return lower_onnxim(loaded.path, hw, batch=batch, dims=dims or {}, tiles=tiles)
     if compat is not None:
         raise UserError(f"--compat {compat}: unknown mode; valid: onnxim")
     graph = read_graph(loaded, batch, dims)

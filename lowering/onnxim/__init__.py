@@ -18,7 +18,7 @@ from lowering.onnxim.faults import NONE, Repairs
 from lowering.onnxim.graph import GraphReader
 from lowering.onnxim.layers import LayerEmitter
 from lowering.onnxim.mapping_table import MappingTable
-from lowering.onnxim.tiling import read_mapping_file
+from lowering.onnxim.tiling import Loops, read_mapping_file
 from lowering.program import Program
 
 
@@ -27,13 +27,14 @@ def lower_onnxim(
     hw: HwConfig,
     *,
     batch: int = 1,
+    tiles: Mapping[Loops, Loops] | None = None,
     dims: Mapping[str, int] | None = None,
     repaired: Repairs = NONE,
 ) -> Program:
     """Lower `model` for `hw` exactly as ONNXim (its `simple` scheduler) would execute it.
 
     model: a loaded model, an ONNX graph in memory (named by its graph), a path, or `onnx:NAME`. A mapping file
-    (`tiling.read_mapping_file`) of the model's name with suffix .mapping beside it is used.
+    (`tiling.read_mapping_file`) of the model's name with suffix .mapping beside it is used, unless `tiles` is given.
     batch: size of a symbolic first dimension; dims: sizes of symbolic dimensions by name. With `output_seq_len` among
     them the graph is launched again, token by token, until `total_seq_len` comes to it (`onnxim.md` section 9.3).
     repaired: faults that the program is to be without (`lowering.onnxim.faults`).
@@ -41,14 +42,15 @@ def lower_onnxim(
     Raises UserError for a file that is not ONNX, shapes and operators that ONNXim cannot run, an open dimension, a
     mapping file that cannot be used, or a tile that cannot fit.
     """
-    given = {}
+    given = tiles or {}
     if isinstance(model, onnx.ModelProto):
         name, proto = model.graph.name, model
     else:
         loaded = model if isinstance(model, LoadedModel) else load_model(model)
         name, proto = loaded.name, loaded.proto
         mapping_file = loaded.path.with_suffix(".mapping")
-        given = read_mapping_file(mapping_file) if mapping_file.is_file() else {}
+        if tiles is None and mapping_file.is_file():
+            given = read_mapping_file(mapping_file)
     emitter = LayerEmitter(name, hw, MappingTable(hw, given, repaired))
     reader = GraphReader(proto, hw.precision_bytes)
     for index, sizes in enumerate(_launches({"batch_size": batch, **(dims or {})})):

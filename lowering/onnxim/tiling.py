@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from lowering import mapping_file
 from lowering.mapping import Mapping, MappingError
+from lowering.mapping_file import MappingEntry
 
 
 class Loops(NamedTuple):
@@ -37,14 +39,25 @@ def read_mapping_file(path: Path) -> dict[Loops, Loops]:
 
     Raises MappingError for a line of another form, and for tiles that do not cover their layer.
     """
+    return tile_table(mapping_file.read_mapping_file(path))
+
+
+def tile_table(entries: Iterable[MappingEntry]) -> dict[Loops, Loops]:
+    """Tile extents by layer extents; of lines for the same layer the last one holds, as in the original.
+
+    Raises MappingError for tiles that do not cover their layer.
+    """
     table: dict[Loops, Loops] = {}
-    for entry in mapping_file.read_mapping_file(path):
-        layer, tile, tiles = (_loops(sizes) for sizes in (entry.total, entry.inner, entry.outer))
+    for entry in entries:
+        layer, tile, tiles = (_loops(sizes) for sizes in (entry.onnxim_total, entry.inner, entry.outer))
         for name, needed in layer.tiles(tile)._asdict().items():
             if getattr(tiles, name) < needed:
+                product = (
+                    f" (ONNXim multiplies the total N{entry.total.N} by the inner N{tile.n})" if name == "n" else ""
+                )
                 raise MappingError(
                     f"{entry.origin}: {getattr(tiles, name)} tiles of {name.upper()}{getattr(tile, name)} do not cover "
-                    f"{name.upper()}{getattr(layer, name)}"
+                    f"{name.upper()}{getattr(layer, name)}{product}"
                 )
         table[layer] = tile
     return table

@@ -79,5 +79,7 @@ def test_bad_input_is_one_line(mlp: str, tmp_path: Path, capsys: pytest.CaptureF
     file.write_text("[T] N16 C32 M24 - [O] N1 C1 M3 - [I] N16 C32 M8\n")
     assert f"layer g2 (Gemm): {file} has no line for it" in error(capsys, "map", mlp, "--mapping", str(file))
     assert "exclude each other" in error(capsys, "map", mlp, "--mapping", str(file), "--search", "2")
-    assert "default mode" in error(capsys, "run", mlp, "--mapping", str(file), "--compat", "onnxim")
+    file.write_text("[T] N1 C32 M24 - [O] N1 C1 M2 - [I] N16 C32 M8\n")
+    named = error(capsys, "run", mlp, "--mapping", str(file), "--compat", "onnxim")
+    assert f"{file}:1: 2 tiles of M8 do not cover M24" in named
     assert "no.mapping: No such file" in error(capsys, "map", mlp, "--mapping", "no.mapping")
