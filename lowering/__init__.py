@@ -60,6 +60,11 @@ def lower(
     if compat is None and isinstance(model, str | Path) and is_config(model):
         options = {"skip_unknown": skip_unknown, "mapping": chooser}
         return lower_config(resolve(model), hw, batch=batch, dims=dims or {}, options=options)
+    if compat is not None and isinstance(model, str | Path) and is_config(model):
+        raise UserError(
+            f"model {model}: --compat {compat} runs language models by a trace of requests: "
+            "vsim run --language MODEL.json --trace TRACE.csv"
+        )
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     if compat == "onnxim":
         from lowering.onnxim import lower_onnxim
@@ -68,7 +73,10 @@ def lower(
         if mapping is not None and not isinstance(mapping, MappingTable):
             raise UserError("--compat onnxim takes the lines of a mapping file, as ONNXim does, not one tile for all")
         tiles = None if mapping is None else tile_table(mapping.entries)
-        return lower_onnxim(loaded.path, hw, batch=batch, dims=dims or {}, tiles=tiles)
+        try:
+            return lower_onnxim(loaded.path, hw, batch=batch, dims=dims or {}, tiles=tiles)
+        except UserError as error:
+            raise type(error)(f"model {loaded.path}: {error}") from error
     if compat is not None:
         raise UserError(f"--compat {compat}: unknown mode; valid: onnxim")
     graph = read_graph(loaded, batch, dims)

@@ -149,7 +149,10 @@ def _known(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
         if name not in tensors:
             raise UserError(f"node {layer.name} ({layer.op}): input {name} is not produced by an earlier node")
     if not layer.inputs:
-        raise UserError(f"node {layer.name}: --compat onnxim does not cover {layer.op} without inputs")
+        raise UserError(
+            f"node {layer.name}: --compat onnxim does not cover {layer.op} without inputs; fold constants first, as "
+            "ONNX Runtime's optimiser does"
+        )
     return layer.inputs
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import onnx
+import pytest
+from onnx import helper
+
+from hwconfigs.errors import UserError
+from lowering import lower
 from lowering.onnxim import lower_onnxim
 from lowering.onnxim.language import LanguageModel, Request, lower_language, plan
 from tests import models
@@ -46,3 +52,20 @@ def test_every_such_node_is_named_once() -> None:
     warnings = lower_language(decoder, iterations, SERVER).warnings
     names = ("layer0.attn.proj", "layer0.ffn.fc1", "layer0.ffn.fc2")
     assert [warning.split()[1] for warning in warnings] == [*names, *names], "the prompt and a token differ in rows"
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    """And the node, with what would be right."""
+    path = tmp_path / "constant.onnx"
+    model = models.mm(64, 64, 64)
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["c"], "const", value_float=1.0))
+    onnx.save(model, path)
+    with pytest.raises(UserError, match=r"model .*constant\.onnx: node const: .*Constant without inputs; .*fold"):
+        lower(path, SERVER, compat="onnxim")
+
+
+def test_a_language_model_is_told_where_it_runs(tmp_path: Path) -> None:
+    path = tmp_path / "opt.json"
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"opt\.json: .*--language MODEL\.json --trace TRACE\.csv"):
+        lower(path, SERVER, compat="onnxim")
