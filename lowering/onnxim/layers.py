@@ -24,11 +24,14 @@ PROJECTION_REPEATS = 2
 
 
 class LayerEmitter:
-    """Appends the layers of one model after the other to a program. hw.noc, hw.dram: not looked at."""
+    """Appends the layers of one model after the other to a program. hw.noc, hw.dram: not looked at.
 
-    def __init__(self, name: str, hw: HwConfig, mappings: MappingTable) -> None:
+    lists: lists of tiles a layer; None: one for every core.
+    """
+
+    def __init__(self, name: str, hw: HwConfig, mappings: MappingTable, lists: int | None = None) -> None:
         self.hw, self.mappings = hw, mappings
-        self.builder = ProgramBuilder(name, hw.cores.count, hw.dram.request_bytes)
+        self.builder = ProgramBuilder(name, lists or hw.cores.count, hw.dram.request_bytes)
         self._started, self._unbound = 0, 0
 
     def emit_graph(self, graph: Graph) -> None:
