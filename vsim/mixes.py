@@ -12,6 +12,7 @@ from hwconfigs import HwConfig
 from lowering.mix import Mix
 from lowering.program import Program
 from vsim import devices, engine
+from vsim.bounds import dram_peak_bytes_per_cycle
 from vsim.engine import Progress
 from vsim.npu.compile import ProgramNeeds, params_of, stack_params
 from vsim.npu.compile_mix import mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
@@ -113,8 +114,5 @@ def _estimate(point: MixPoint) -> float:
     arrays = core.rows * core.cols * point.hw.cores.count
     layers = [layer for tenant in point.mix.tenants for layer in tenant.program.layers]
     moved = sum(layer.load_bytes + layer.store_bytes for layer in layers)
-    per_cycle = (
-        point.hw.dram.channels * point.hw.dram.request_bytes * point.hw.clocks.dram_mhz / point.hw.clocks.core_mhz / 2
-    )
-    work = max(sum(layer.macs for layer in layers) / arrays, moved / per_cycle)
+    work = max(sum(layer.macs for layer in layers) / arrays, moved / dram_peak_bytes_per_cycle(point.hw))
     return max(work, float(point.mix.tenants[-1].arrival_cycle))

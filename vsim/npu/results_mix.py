@@ -46,13 +46,10 @@ def _tenant(hw: HwConfig, roofs: Roofs, tenant: Tenant, state: NpuOutcome, first
 
 def _layer(hw: HwConfig, roofs: Roofs, tenant: Tenant, state: NpuOutcome, row: int, index: int) -> dict[str, Any]:
     info, schedule = tenant.program.layers[index], state.schedule
-    start, finish = (
-        two_words(words) if words[0] >= 0 else None for words in (schedule.start[row], schedule.finish[row])
-    )
+    start, finish = (_cycle(table[row]) for table in (schedule.start, schedule.finish))
     duration = finish - start if start is not None and finish is not None else 0
-    load, store = (
-        int(requests[row]) * hw.dram.request_bytes for requests in (schedule.load_requests, schedule.store_requests)
-    )
+    load = int(schedule.load_requests[row]) * hw.dram.request_bytes
+    store = int(schedule.store_requests[row]) * hw.dram.request_bytes
     return {
         "tenant": tenant.position,
         "name": info.name,
@@ -66,3 +63,7 @@ def _layer(hw: HwConfig, roofs: Roofs, tenant: Tenant, state: NpuOutcome, row: i
         "utilization": share(info.macs, duration * roofs.macs),
         "dram_utilization": share(load + store, duration * roofs.dram_bytes),
     }
+
+
+def _cycle(words: Any) -> int | None:
+    return two_words(words) if words[0] >= 0 else None

@@ -24,7 +24,8 @@ from vsim.npu.types import (
 
 def init(shape: NpuShape, params: NpuParams, program: ProgramTables, workload: Array | MixInput) -> NpuState:
     """Lanes before their first tick. workload: int32[L], index of each lane's program, or the lanes' mixes."""
-    if isinstance(workload, MixInput) and isinstance(program, MixTables):
+    if isinstance(workload, MixInput):
+        assert isinstance(program, MixTables)
         which, schedule = jnp.zeros_like(workload.count), tenants.start(shape, program, workload)
     else:
         which, schedule = workload, dispatch.start(program, workload, shape.layers)

@@ -39,7 +39,7 @@ def step(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState
     alive = ~s.done & (s.status == 0)
     s = s.replace(iterations=s.iterations + alive)
     with jax.named_scope("core"):
-        stage = _core_stage_of_mix if shape.tenants else _core_stage
+        stage = _core_stage_of_mix if isinstance(program, MixTables) else _core_stage
         s = stage(shape, params, program, s, settle(alive & _is_next(s, CORE)))
     s = _finish(params, program, s)
     with jax.named_scope("noc"):
@@ -87,8 +87,9 @@ def _core_stage(shape: NpuShape, params: NpuParams, program: ProgramTables, s: N
     )
 
 
-def _core_stage_of_mix(shape: NpuShape, params: NpuParams, program: MixTables, s: NpuState, on: Array) -> NpuState:
+def _core_stage_of_mix(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState, on: Array) -> NpuState:
     """Lanes whose scheduler still has something to do in this tick wait for the next iteration with the rest of it."""
+    assert isinstance(program, MixTables)
     schedule, cores, ready, dispatched, status = tenants.dispatch(shape, params, program, s.schedule, s.core, on)
     before, ticks = cores, settle(ready)
     room = noc.descriptor_room(shape, s.noc)

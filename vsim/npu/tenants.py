@@ -7,8 +7,8 @@ cores up to the next event at once; most ticks have no event. The cores' own tic
 
 The schedulers differ in a few rules, each of which is a selection by the lane's scheduler number:
 
-* SIMPLE, TIME_MULTIPLEX: when no tile waits (SIMPLE: and no layer is active), the next layer of the first tenant (of the
-  tenant whose turn it is) starts;
+* SIMPLE, TIME_MULTIPLEX: when no tile waits (SIMPLE: and no layer is active), the next layer of the first tenant (of
+  the tenant whose turn it is) starts;
 * PARTITION_CPU: the cores are gone through, and for each without tiles the next layer of the first tenant of its
   partition starts;
 * SPATIAL_SPLIT: every tenant without tiles starts its next layer, but cores that ask in vain change nothing. Here the
@@ -346,10 +346,9 @@ def _give_tiles(
 
 def _earlier_on_same(queue: Array, asks: Array) -> Array:
     """int32[C, L]: of each core, how many cores before it ask for a tile of the same queue."""
-    counts = [jnp.zeros_like(queue[0])]
-    for core in range(1, queue.shape[0]):
-        counts.append(fold(jnp.add, (asks[:core] & (queue[:core] == queue[core])).astype(jnp.int32), 0))
-    return jnp.stack(counts)
+    cores = numbers(queue.shape[0])
+    same = asks[None] & (queue[None] == queue[:, None]) & (cores[None] < cores[:, None])
+    return fold(jnp.add, same.astype(jnp.int32), 1)
 
 
 def _turned(s: TenantSchedule, times: Array, count: Array) -> Array:
@@ -415,7 +414,10 @@ def _place(
 
 
 def _await_report(s: TenantSchedule, waiting: Array, layer: Array, ends: Array) -> tuple[TenantSchedule, Array]:
-    """A tile of `layer` has ended on the cores of `ends`, behind `waiting` others; all [C, L]. Second result: no room."""
+    """A tile of `layer` has ended on the cores of `ends`, behind `waiting` others; all [C, L].
+
+    Second result: bool[L], there was no room.
+    """
     cores, ring = s.report_layer.shape[:2]
     at = (s.report_head + waiting) & (ring - 1)
     s = s.replace(report_layer=put(s.report_layer, ends, layer, numbers(cores), at))
