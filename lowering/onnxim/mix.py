@@ -72,7 +72,7 @@ def lower_onnxim_mix(requests: Sequence[Request], hw: HwConfig, scheduler: Sched
 def _lower(request: Request, reader: GraphReader, hw: HwConfig, lists: int) -> Program:
     sizes = {"batch_size": request.batch, **request.dims}
     if "output_seq_len" in sizes:
-        raise UserError("--compat onnxim covers output_seq_len for a single model only; leave it out of the list")
+        raise UserError("output_seq_len: a model is launched again, token by token, only when it runs alone")
     graph = reader.launch(request.batch, sizes)
     emitter = _TenantEmitter(request.name, hw, MappingTable(hw, request.given), lists)
     emitter.emit_graph(graph)
