@@ -19,8 +19,10 @@ The last axis of every array is the lane.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from lowering.mix import Scheduler
 from lowering.program import TileCol
@@ -135,45 +137,77 @@ def dispatch(
 
     Further results, per lane: whether all cores have asked (bool), whether anything changed (bool), status bits.
     """
-    s, core, happened = _event(program, s, core, on)
-    s, begins, overflow = _start_layer(program, s, core, on)
+    event = _next_event(s, core, on)
+    looks = on & (s.scan >= 0)
+    none = jnp.zeros_like(on)
+
+    def work() -> tuple[TenantSchedule, Array, Array, Array]:
+        after, finished = _take_event(program, s, core, event)
+        after, begins, overflow = _start_layer(program, after, core, on)
+        return after, finished, begins, overflow
+
+    # Most ticks of most lanes have no event.
+    worked = lax.cond(jnp.any(event.happens | looks), work, lambda: (s, core.finished, none, none))
+    s, finished, begins, overflow = worked
+    core = core.replace(finished=finished)
     s, core, complete, given, late = _give_tiles(shape, params, program, s, core, on)
-    changed = happened | begins | given | (on & ~complete)
+    changed = event.happens | looks | begins | given | (on & ~complete)
     status = jnp.where(overflow, STATUS_TILE_QUEUE, 0) | jnp.where(late, STATUS_REPORTS, 0)
     return s, core, complete, changed, status
 
 
-def _event(
-    program: MixTables, s: TenantSchedule, core: CoreState, on: Array
-) -> tuple[TenantSchedule, CoreState, Array]:
-    """An arrival, a report, or a request that may make a layer start: each makes the scheduler look for layers."""
+class _Event(NamedTuple):
+    """What comes next in the tick, bool[L] each, at most one of them."""
+
+    arrives: Array
+    reports: Array
+    """The core at the cursor."""
+    requests: Array
+    """It asks in vain."""
+
+    @property
+    def happens(self) -> Array:
+        return self.arrives | self.reports | self.requests
+
+
+def _next_event(s: TenantSchedule, core: CoreState, on: Array) -> _Event:
     free = on & (s.scan < 0)
     arrives = settle(free & (s.cursor == 0) & (_cycles_to_arrival(s, core) <= 0))
-    at, asks = s.cursor >> 1, (s.cursor & 1) == 1
-    reports = settle(free & ~arrives & ~asks & (pick(core.finished, at) > 0))
+    asks = (s.cursor & 1) == 1
+    reports = settle(free & ~arrives & ~asks & (pick(core.finished, s.cursor >> 1) > 0))
     # Between iterations the cursor stands before a request only when that is an event.
-    requests = free & asks
-    happened = arrives | reports | requests
+    return _Event(arrives, reports, free & asks)
+
+
+def _take_event(
+    program: MixTables, s: TenantSchedule, core: CoreState, event: _Event
+) -> tuple[TenantSchedule, Array]:
+    """An arrival, a report, or a request in vain: each makes the scheduler look for layers to start.
+
+    Second result: `CoreState.finished`.
+    """
+    s, finished = _report(program, s, core, s.cursor >> 1, event.reports)
     s = s.replace(
-        arrived=s.arrived + arrives,
-        scan=jnp.where(happened, 0, s.scan),
-        cursor=s.cursor + (reports | requests),
+        arrived=s.arrived + event.arrives,
+        scan=jnp.where(event.happens, 0, s.scan),
+        cursor=s.cursor + (event.reports | event.requests),
     )
-    s, core = _report(program, s, core, at, reports)
-    return s, core, happened
+    return s, finished
 
 
 def _report(
     program: MixTables, s: TenantSchedule, core: CoreState, at: Array, reports: Array
-) -> tuple[TenantSchedule, CoreState]:
-    """The oldest finished tile of core `at` (int32[L]) is reported; the last one of a layer completes it."""
+) -> tuple[TenantSchedule, Array]:
+    """The oldest finished tile of core `at` (int32[L]) is reported; the last one of a layer completes it.
+
+    Second result: `CoreState.finished`.
+    """
     layers = program.producers.shape[1]
     ring = s.report_layer.shape[1]
     layer = pick(s.report_layer, at, pick(s.report_head, at) & (ring - 1))
     tenant, number = layer // layers, layer % layers
     completes = settle(reports & (pick(s.tiles_left, layer) == 1))
     drops = completes & _is(s, Scheduler.SPATIAL_SPLIT)
-    core = core.replace(finished=add(core.finished, reports, -1, at))
     now = jnp.broadcast_to(absolute(core), (2, *layer.shape))
     s = s.replace(
         report_head=add(s.report_head, reports, 1, at),
@@ -185,7 +219,7 @@ def _report(
         waiting_tiles=put(s.waiting_tiles, drops, 0, tenant),
         queue_count=put(s.queue_count, drops, 0, tenant),
     )
-    return _queue_consumers(program, s, tenant, number, completes), core
+    return _queue_consumers(program, s, tenant, number, completes), add(core.finished, reports, -1, at)
 
 
 def _queue_consumers(
@@ -330,7 +364,7 @@ def _give_tiles(
     gets = settle(asks & (before < pick(s.waiting_tiles, queue)))
     vain = asks & ~gets
     nothing_waits = fold(jnp.add, s.waiting_tiles, 0) - _running_count(gets) == 0
-    stop = _next_event(s, core, cores, gets, vain, nothing_waits)
+    stop = _place_of_next_event(s, core, cores, gets, vain, nothing_waits)
     reached = settle(2 * cores + 1 < stop)
     gets = settle(gets & reached)
     complete = goes & (stop >= 2 * shape.cores)
@@ -358,7 +392,7 @@ def _turned(s: TenantSchedule, times: Array, count: Array) -> Array:
     return jnp.where(passes, (s.turn % count + times % count) % count, s.turn)
 
 
-def _next_event(
+def _place_of_next_event(
     s: TenantSchedule, core: CoreState, cores: Array, gets: Array, vain: Array, nothing_waits: Array
 ) -> Array:
     """int32[L]: place in the tick of the first report, or vain request that may make a layer start; 2 C: none."""
