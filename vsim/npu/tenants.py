@@ -179,9 +179,7 @@ def _next_event(s: TenantSchedule, core: CoreState, on: Array) -> _Event:
     return _Event(arrives, reports, free & asks)
 
 
-def _take_event(
-    program: MixTables, s: TenantSchedule, core: CoreState, event: _Event
-) -> tuple[TenantSchedule, Array]:
+def _take_event(program: MixTables, s: TenantSchedule, core: CoreState, event: _Event) -> tuple[TenantSchedule, Array]:
     """An arrival, a report, or a request in vain: each makes the scheduler look for layers to start.
 
     Second result: `CoreState.finished`.
@@ -373,8 +371,12 @@ def _give_tiles(
         cursor=jnp.where(goes, jnp.where(complete, 0, stop), s.cursor),
         turn=_turned(s, turns, count),
     )
-    s, tile, layer = _take(s, core, queue, before, gets)
-    s, core, late = _place(params, program, s, core, tile, layer, gets)
+
+    def give() -> tuple[TenantSchedule, CoreState, Array]:
+        after, tile, layer = _take(s, core, queue, before, gets)
+        return _place(params, program, after, core, tile, layer, gets)
+
+    s, core, late = lax.cond(jnp.any(gets), give, lambda: (s, core, jnp.zeros_like(complete)))
     return s, core, complete, any_of(gets), late
 
 
