@@ -51,9 +51,12 @@ class Mix:
 
     core_partitions: partition of each core. Programs have one list of tiles a layer for every core that the tenant may
     use: all of the chip, those of its partition, or, under SPATIAL_SPLIT, a single list from which all cores take.
+    lists_rotate: lists go round the cores from layer to layer (see `Program`), as in ONNXim; else list i is always that
+    of the i-th core.
     """
 
     name: str
     tenants: tuple[Tenant, ...]
     scheduler: Scheduler
     core_partitions: tuple[int, ...]
+    lists_rotate: bool = True

@@ -208,6 +208,28 @@ def _report(content: dict[str, Any], as_json: bool) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
+@app.command()
+def mix(
+    spec: Annotated[Path, typer.Argument(metavar="MIX.yaml", help="Tenants, arrivals, scheduler and hardware.")],
+    max_cycles: Annotated[
+        int | None, typer.Option("--max-cycles", min=1, help="Stop after so many core cycles.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Simulate tenants that share one chip; lowering/mix_spec.py explains the file."""
+    from lowering.mix_spec import load_mix
+
+    hardware, mix = load_mix(spec)
+    from vsim import devices
+    from vsim.mixes import MixPoint, simulate_mixes
+
+    devices.one_thread()
+    with cli_tables.stderr().status("simulating"):
+        [result] = simulate_mixes([MixPoint(hardware, mix, max_cycles=max_cycles, label=mix.name)])
+    content = {"model": str(spec), "hw": hardware.name, "scheduler": mix.scheduler.value, **result.to_json()}
+    _report(content, as_json)
+
+
 @app.command("map")
 def map_model(
     model: Annotated[str, typer.Argument(help="ONNX file, or onnx:light_resnet50 for a graph of the onnx package.")],

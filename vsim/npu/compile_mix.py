@@ -139,6 +139,7 @@ def mix_input(mix: Mix, which: Sequence[int], shape: NpuShape) -> MixInput:
         "tenant_partition": of_tenants([tenant.partition if by_partition else 0 for tenant in mix.tenants]),
         "core_partition": np.asarray([*partitions, *[-1] * beyond], np.int32),
         "core_position": np.asarray([*positions, *[0] * beyond], np.int32),
+        "rotates": np.int32(mix.lists_rotate),
     }
     return MixInput(**arrays)
 

@@ -315,7 +315,7 @@ def _queue_tiles(
     unbound = program.unbound.reshape(-1).at[row].get(mode="clip") > 0
     lists = jnp.maximum(program.lists.at[which].get(mode="clip"), 1)
     started = s.layers_started + (begins & ~split)
-    shift = jnp.where(unbound, s.tiles_rotated + offset, started)
+    shift = jnp.where(s.mix.rotates > 0, jnp.where(unbound, s.tiles_rotated + offset, started), 0)
     own = s.mix.core_partition == pick(s.mix.tenant_partition, tenant)
     takes = jnp.where(split, numbers(queues) == tenant, own)
     number_of_list = jnp.where(split, 0, (s.mix.core_position - shift) % lists)

@@ -266,6 +266,8 @@ class MixInput(struct.PyTreeNode):
     """int32[W], -1 beyond the cores; equal for all where the scheduler knows no partitions."""
     core_position: Array
     """int32[W], of a core within its partition."""
+    rotates: Array
+    """int32[], 1: a layer's lists of tiles go round the cores (see `lowering.mix.Mix`)."""
 
 
 class TenantSchedule(struct.PyTreeNode):
