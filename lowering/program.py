@@ -164,6 +164,11 @@ class Program:
     pattern: int32[n_pattern], block offsets used by rows with PATTERN_START >= 0.
     spad_entries, acc_entries: entries per tile and half that the program needs (max over tiles).
     repeats: what results are extrapolated over, in order; empty: the program is the whole workload.
+    consumers, unbound: of a tenant's program (`lowering.mix`), empty otherwise. There the schedule has a list for every
+    core that the tenant may use, and layers start as soon as those are done whose results they read: consumers are the
+    layers that wait for each layer, in the order in which they start when several become ready at once. unbound: of
+    each layer, whether its lists go round the cores tile by tile over all layers and tenants; the lists of other layers
+    move on by one core with every layer that starts on the chip.
     """
 
     name: str
@@ -178,6 +183,8 @@ class Program:
     warnings: tuple[str, ...] = field(default=())
     repeats: tuple[Repeat, ...] = ()
     releases: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
+    consumers: tuple[tuple[int, ...], ...] = ()
+    unbound: tuple[bool, ...] = ()
 
     @property
     def n_cores(self) -> int:

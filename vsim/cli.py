@@ -70,11 +70,11 @@ def root(
 
 @app.command()
 def run(
-    model: Annotated[
-        str,
-        typer.Argument(help="ONNX file, onnx:light_resnet50 for a graph of the onnx package, or an LLM's config.json."),
-    ],
     hw: Annotated[str, typer.Option("--hw", help="Preset, YAML file or ONNXim JSON file.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(help="ONNX file, onnx:light_resnet50 for a graph of the onnx package, or an LLM's config.json."),
+    ] = None,
     overrides: SetOption = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Size of a dynamic first dimension.")] = 1,
     dims: Annotated[
@@ -111,9 +111,41 @@ def run(
     roofline: Annotated[
         Path | None, typer.Option("--roofline", metavar="FILE", help="Draw the roofline: .png, .pdf or .svg.")
     ] = None,
+    models_list: Annotated[
+        Path | None, typer.Option("--models-list", metavar="LIST.json", help="ONNXim's list of models on one chip.")
+    ] = None,
+    models_dir: Annotated[
+        Path | None, typer.Option("--models-dir", metavar="DIR", help="Graphs of the list: DIR/NAME/NAME.onnx.")
+    ] = None,
+    language: Annotated[
+        Path | None, typer.Option("--language", metavar="MODEL.json", help="ONNXim's language mode: its model.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", metavar="TRACE.csv", help="ONNXim's language mode: the requests.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", help="Of a list of models, or of the language mode.")
+    ] = None,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=0, help="Language mode: requests in an iteration, 0: no limit.")
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Simulate one model on one chip."""
+    """Simulate one model on one chip, or several models that share it."""
+    from vsim.cli_tenants import OnnximInputs
+
+    inputs = OnnximInputs(models_list, models_dir, language, trace, scheduler, max_batch)
+    if inputs.are_given:
+        single = {
+            "MODEL": model, "--batch": batch != 1, "--dim": dims, "--skip-unknown": skip_unknown, "--mapping": mapping,
+            "--prefill": prefill, "--decode": decode, "--context": context, "--tp": tensor_parallel,
+            "--link-gbps": link_gbps, "--steady-layers": steady_layers, "--roofline": roofline,
+        }  # fmt: skip
+        inputs.check(compat is not None, [name for name, value in single.items() if value])
+        _report(inputs.run(_hardware(hw, overrides), max_cycles, idle_skip=not no_idle_skip), as_json)
+        return
+    if model is None:
+        raise UserError("missing argument 'MODEL': an ONNX file, a config.json, or --models-list, or --language")
     from vsim.cli_llm import pass_sizes
 
     sizes = pass_sizes(
@@ -157,14 +189,21 @@ def run(
 
         [result] = simulate([point], on_progress=advance, idle_skip=not no_idle_skip)
     content = {"model": model, "hw": hardware.name, **result.to_json()}
-    if as_json:
-        _print_json(content)
-    else:
-        cli_tables.print_run(content)
     if roofline is not None:
         from figures.roofline import save_roofline
 
         save_roofline(content, roofline)
+    _report(content, as_json)
+
+
+def _report(content: dict[str, Any], as_json: bool) -> None:
+    """Print a result; exit code 1 if it did not end well."""
+    if as_json:
+        _print_json(content)
+    elif "tenants" in content:
+        cli_tables.print_mix(content)
+    else:
+        cli_tables.print_run(content)
     if content["status"] != "ok":
         raise typer.Exit(EXIT_FAILED)
 
@@ -223,6 +262,28 @@ def explain_compat(
         from figures.compat_faults import save_compat_faults
 
         save_compat_faults(content, figure)
+
+
+@app.command()
+def mix(
+    spec: Annotated[Path, typer.Argument(metavar="MIX.yaml", help="Tenants, arrivals, scheduler and hardware.")],
+    max_cycles: Annotated[
+        int | None, typer.Option("--max-cycles", min=1, help="Stop after so many core cycles.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Simulate tenants that share one chip; lowering/mix_spec.py explains the file."""
+    from lowering.mix_spec import load_mix
+
+    hardware, mix = load_mix(spec)
+    from vsim import devices
+    from vsim.mixes import MixPoint, simulate_mixes
+
+    devices.one_thread()
+    with cli_tables.stderr().status("simulating"):
+        [result] = simulate_mixes([MixPoint(hardware, mix, max_cycles=max_cycles, label=mix.name)])
+    content = {"model": str(spec), "hw": hardware.name, "scheduler": mix.scheduler.value, **result.to_json()}
+    _report(content, as_json)
 
 
 @app.command("map")

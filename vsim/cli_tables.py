@@ -34,6 +34,21 @@ def print_run(result: Mapping[str, Any]) -> None:
     console = stdout()
     console.print(_table("Layers", [_layer_row(layer) for layer in result["layers"]], _LAYER_COLUMNS))
     console.print("bound: the resource that alone would need most of the layer's cycles, and the share that it needs")
+    _print_chip(console, result)
+
+
+def print_mix(result: Mapping[str, Any]) -> None:
+    """Print the result of a mix: tenants, their layers in the order in which they finished, cores, then totals."""
+    console = stdout()
+    tenants = [{key: row[key] for key in _TENANT_COLUMNS if key in row} for row in result["tenants"]]
+    console.print(_table("Tenants", tenants))
+    names = [tenant["name"] for tenant in result["tenants"]]
+    layers = [_layer_row(layer) | {"tenant": names[layer.get("tenant", 0)]} for layer in result["layers"]]
+    console.print(_table("Layers", layers, ("tenant", *_MIX_COLUMNS)))
+    _print_chip(console, result)
+
+
+def _print_chip(console: Console, result: Mapping[str, Any]) -> None:
     console.print(_table("Cores", [{"core": index, **core} for index, core in enumerate(result["cores"])]))
     dram = {key: value for key, value in result["dram"].items() if not isinstance(value, list)}
     noc = {key: value for key, value in result["noc"].items() if not isinstance(value, list)}
@@ -62,6 +77,11 @@ _LAYER_COLUMNS = (
 )
 
 
+_MIX_COLUMNS = ("name", "op", "start_cycle", "finish_cycle", "macs", "load_bytes", "store_bytes", "macs_of_peak")
+_MIX_COLUMNS += ("dram_of_peak",)
+_TENANT_COLUMNS = ("name", "request_time", "start_cycle", "finish_cycle", "load_bytes", "store_bytes")
+
+
 class _Share(float):
     """A number that is printed in percent."""
 
@@ -80,7 +100,7 @@ def _layer_row(layer: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **layer,
         "cycles": finish - start if ended else None,
-        **{name: _Share(layer[key]) if ended else None for name, key in shares.items()},
+        **{name: _Share(layer[key]) if ended else None for name, key in shares.items() if key in layer},
     }
 
 

@@ -1,7 +1,7 @@
 """Lowering as ONNXim does it, faults included: the front end of `--compat onnxim`.
 
-It covers single requests on ONNXim's `simple` scheduler. The rules and the names of the quirks are those of
-`onnxim.md`.
+Here are single requests on ONNXim's `simple` scheduler; `lowering.onnxim.mix` has several at once. The rules and the
+names of the quirks are those of `onnxim.md`.
 """
 
 from __future__ import annotations

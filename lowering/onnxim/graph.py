@@ -50,10 +50,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Graph:
-    """Layers in starting order, and all tensors by name."""
+    """Layers in starting order, and all tensors by name.
+
+    consumers: of every layer, the positions of those that read its results, in the order in which they start when
+    nothing else keeps them waiting.
+    """
 
     layers: tuple[Layer, ...]
     tensors: Mapping[str, Tensor]
+    consumers: tuple[tuple[int, ...], ...]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
@@ -65,11 +70,14 @@ class Graph:
 
 
 class GraphReader:
-    """Places the tensors of a model, for one launch after the other: nothing is ever freed, weights are placed once."""
+    """Places the tensors of a model, for one launch after the other: nothing is ever freed, weights are placed once.
 
-    def __init__(self, model: onnx.ModelProto, precision_bytes: int) -> None:
+    space: where they are placed; None: memory of its own.
+    """
+
+    def __init__(self, model: onnx.ModelProto, precision_bytes: int, space: AddressSpace | None = None) -> None:
         self._model, self._precision_bytes = model, precision_bytes
-        self._space = AddressSpace()
+        self._space = AddressSpace() if space is None else space
         self._weights: dict[str, Tensor] = {}
         for initializer in model.graph.initializer:
             self._place(self._weights, initializer.name, tuple(initializer.dims))
@@ -95,7 +103,11 @@ class GraphReader:
             for output in layer.outputs:
                 self._place(tensors, output, shape)
         layers = self._with_projections(layers, tensors)
-        return Graph(_starting_order(layers, existing), tensors)
+        consumers = _consumers(layers)
+        order = _starting_order(layers, existing, consumers)
+        position = {layer: index for index, layer in enumerate(order)}
+        waiting = tuple(tuple(position[other] for other in consumers[layer] if other in position) for layer in order)
+        return Graph(order, tensors, waiting)
 
     def _place(self, tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], factor: int = 1) -> None:
         tensors[name] = Tensor(shape, self._space.allocate(prod(shape) * self._precision_bytes * factor))
@@ -156,23 +168,30 @@ def _known(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     return layer.inputs
 
 
-def _starting_order(layers: list[Layer], existing: set[str]) -> tuple[Layer, ...]:
-    """Order in which layers become the head of the list of executable ones."""
+def _consumers(layers: list[Layer]) -> dict[Layer, list[Layer]]:
+    """Readers of each layer's results, by result, then in the order of the file."""
+    readers: dict[str, list[Layer]] = {}
+    for layer in layers:
+        for name in layer.inputs:
+            readers.setdefault(name, []).append(layer)
+    of_layer = ((layer, (reader for name in layer.outputs for reader in readers.get(name, ()))) for layer in layers)
+    return {layer: list(dict.fromkeys(waiting)) for layer, waiting in of_layer}
+
+
+def _starting_order(
+    layers: list[Layer], existing: set[str], consumers: Mapping[Layer, list[Layer]]
+) -> tuple[Layer, ...]:
+    """Order in which layers become the head of the list of executable ones, when they run one after the other."""
     done = set(existing)
     queue = deque(layer for layer in layers if done.issuperset(layer.inputs))
     queued = set(queue)
-    consumers: dict[str, list[Layer]] = {}
-    for layer in layers:
-        for name in layer.inputs:
-            consumers.setdefault(name, []).append(layer)
     order: list[Layer] = []
     while queue:
         layer = queue.popleft()
         order.append(layer)
         done.update(layer.outputs)
-        for output in layer.outputs:
-            for other in consumers.get(output, ()):
-                if other not in queued and done.issuperset(other.inputs):
-                    queue.append(other)
-                    queued.add(other)
+        for other in consumers[layer]:
+            if other not in queued and done.issuperset(other.inputs):
+                queue.append(other)
+                queued.add(other)
     return tuple(order)

@@ -30,12 +30,12 @@ _LOOK_UP = frozenset({"EmbedLayerNormalization", "Gather"})
 class LayerEmitter:
     """Appends the layers of one model after the other to a program. hw.noc, hw.dram: not looked at.
 
-    What is repaired is said by the table of mappings.
+    What is repaired is said by the table of mappings. lists: lists of tiles a layer; None: one for every core.
     """
 
-    def __init__(self, name: str, hw: HwConfig, mappings: MappingTable) -> None:
+    def __init__(self, name: str, hw: HwConfig, mappings: MappingTable, lists: int | None = None) -> None:
         self.hw, self.mappings, self.repaired = hw, mappings, mappings.repaired
-        self.builder = ProgramBuilder(name, hw.cores.count, hw.dram.request_bytes)
+        self.builder = ProgramBuilder(name, lists or hw.cores.count, hw.dram.request_bytes)
         self.warnings: list[str] = []
         self._started, self._unbound = 0, 0
 

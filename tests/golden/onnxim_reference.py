@@ -177,6 +177,12 @@ class Case:
         return load_hw(path)
 
     @property
+    def model_paths(self) -> list[Path]:
+        """Graphs of all entries of its list."""
+        folder = self.model_path.parents[2]
+        return [folder / name for name in self.data["model_files"]]
+
+    @property
     def batch(self) -> int:
         """Size of a symbolic first dimension."""
         return self.data["models_list"][0].get("batch_size", 1)
@@ -208,14 +214,26 @@ def load_cases(shared: Path, expect: str = EXACT, mode: str = "default") -> dict
 
     expect: what is expected of them.
     """
+
+    def is_single(data: Mapping[str, Any]) -> bool:
+        return data["mode"] == mode and data["scheduler"] == "simple" and len(data["models_list"]) == 1
+
+    return {name: case for name, case in _all_cases(shared, expect).items() if is_single(case.data)}
+
+
+def mix_cases(shared: Path, expect: str = EXACT) -> dict[str, Case]:
+    """The cases of several models on one chip, by id; expect: what is expected of them."""
+    return {name: case for name, case in _all_cases(shared, expect).items() if len(case.data["models_list"]) > 1}
+
+
+def _all_cases(shared: Path, expect: str) -> dict[str, Case]:
     folder = shared / "reference" / "onnxim"
     cases = {}
     for line in (folder / "cases.json").read_text().splitlines():
         line = line.strip().rstrip(",")
         if line.startswith("{"):
             data = json.loads(line)
-            single = data["mode"] == mode and data["scheduler"] == "simple" and len(data["models_list"]) == 1
-            if single and data["expect"] == expect:
+            if data["expect"] == expect:
                 cases[data["id"]] = Case(data["id"], data, folder / data["model_files"][0])
     return cases
 

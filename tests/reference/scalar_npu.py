@@ -527,6 +527,22 @@ class Chip:
         self.noc.push(node, first_channel + request.channel, request)
 
 
+def run_chip(chip: Chip, hw: HwConfig, max_cycles: int) -> None:
+    """Tick the clocks in order of time until nothing runs. Raises RuntimeError after max_cycles core cycles."""
+    clocks = hw.clocks
+    periods = [1_000_000 // mhz for mhz in (clocks.core_mhz, clocks.dram_mhz, clocks.noc_mhz)]
+    phases: list[Callable[[], None]] = [chip.core_phase, chip.dram_phase, chip.noc_phase]
+    times = [0, 0, 0]
+    while chip.running:
+        now = min(times)
+        for domain, phase in enumerate(phases):
+            if times[domain] <= now:
+                times[domain] += periods[domain]
+                phase()
+        if chip.cycle > max_cycles:
+            raise RuntimeError(f"still running after {max_cycles} core cycles")
+
+
 def run(
     program: Program,
     hw: HwConfig,
@@ -541,18 +557,7 @@ def run(
     its NoC ticks (issued, delivered) and DRAM cycles (accept, complete). Raises RuntimeError after max_cycles.
     """
     chip = Chip(program, hw, trace, record_requests)
-    clocks = hw.clocks
-    periods = [1_000_000 // mhz for mhz in (clocks.core_mhz, clocks.dram_mhz, clocks.noc_mhz)]
-    phases: list[Callable[[], None]] = [chip.core_phase, chip.dram_phase, chip.noc_phase]
-    times = [0, 0, 0]
-    while chip.running:
-        now = min(times)
-        for domain, phase in enumerate(phases):
-            if times[domain] <= now:
-                times[domain] += periods[domain]
-                phase()
-        if chip.cycle > max_cycles:
-            raise RuntimeError(f"still running after {max_cycles} core cycles")
+    run_chip(chip, hw, max_cycles)
     controllers = [channel.controller for channel in chip.channels if isinstance(channel, _RamulatorChannel)]
     return ScalarResult(
         layers=program.layers,

@@ -47,7 +47,8 @@ RESPONSES = 8
 PENDING = 64
 
 
-def _power_of_two(value: int, least: int = 1) -> int:
+def power_of_two(value: int, least: int = 1) -> int:
+    """The smallest power of two that is neither below `value` nor below `least`."""
     return 1 << (max(value, least) - 1).bit_length()
 
 
@@ -63,14 +64,7 @@ class ProgramNeeds:
 
 def program_needs(program: Program) -> ProgramNeeds:
     """Bounds over any three successive tiles of a core: two resident ones and the stores of the one before."""
-    rows, tiles = program.rows.astype(np.int64), program.tiles
-    memory = (rows[:, Col.OP] == Op.LOAD) | (rows[:, Col.OP] == Op.STORE)
-    trips = np.where(memory, rows[:, Col.COUNT0] * rows[:, Col.COUNT1] * rows[:, Col.COUNT2], 0)
-    inner = rows[:, Col.COUNT2]
-    outer = rows[:, Col.COUNT0] * rows[:, Col.COUNT1]
-    requests = np.where(memory, outer * ((inner - 1) * rows[:, Col.REQUESTS] + rows[:, Col.REQUESTS_LAST]), 0)
-    sums = np.concatenate([[[0, 0]], np.cumsum(np.stack([requests, trips], axis=1), axis=0)])
-    of_tile = sums[tiles[:, TileCol.END_ROW]] - sums[tiles[:, TileCol.FIRST_ROW]]
+    of_tile = tile_traffic(program)
     most = np.zeros(2, np.int64)
     for core in range(program.n_cores):
         ranges = program.schedule[:, core]
@@ -79,6 +73,18 @@ def program_needs(program: Program) -> ProgramNeeds:
         if len(order):
             most = np.maximum(most, (mine[2:] + mine[1:-1] + mine[:-2]).max(axis=0))
     return ProgramNeeds(int(most[0]), int(most[1]), max(program.spad_entries, program.acc_entries, 1), program.n_layers)
+
+
+def tile_traffic(program: Program) -> NDArray[np.int64]:
+    """int64[tiles, 2]: requests, and loads and stores, of every tile."""
+    rows, tiles = program.rows.astype(np.int64), program.tiles
+    memory = (rows[:, Col.OP] == Op.LOAD) | (rows[:, Col.OP] == Op.STORE)
+    trips = np.where(memory, rows[:, Col.COUNT0] * rows[:, Col.COUNT1] * rows[:, Col.COUNT2], 0)
+    inner = rows[:, Col.COUNT2]
+    outer = rows[:, Col.COUNT0] * rows[:, Col.COUNT1]
+    requests = np.where(memory, outer * ((inner - 1) * rows[:, Col.REQUESTS] + rows[:, Col.REQUESTS_LAST]), 0)
+    sums = np.concatenate([[[0, 0]], np.cumsum(np.stack([requests, trips], axis=1), axis=0)])
+    return sums[tiles[:, TileCol.END_ROW]] - sums[tiles[:, TileCol.FIRST_ROW]]
 
 
 def _unbounded(compat: bool, repaired: Repairs) -> bool:
@@ -105,17 +111,17 @@ def shape_of(hw: HwConfig, needs: ProgramNeeds, *, compat: bool, repaired: Repai
         "cores": cores,
         "channels": dram.channels,
         "ports": hw.noc.ports_per_core,
-        "systolic": _power_of_two(most_rows),
-        "entries": _power_of_two(needs.entries, 8),
-        "layers": _power_of_two(needs.layers, 8),
+        "systolic": power_of_two(most_rows),
+        "entries": power_of_two(needs.entries, 8),
+        "layers": power_of_two(needs.layers, 8),
         "fixed_latency_dram": fixed,
         "dram": _dram_shape(hw, queue, ONNXIM_PENDING if compat else PENDING),
     }
     if compat:
         return NpuShape(
             **common,
-            inflight=_power_of_two(needs.inflight, 64),
-            descriptors=_power_of_two(needs.descriptors, 16),
+            inflight=power_of_two(needs.inflight, 64),
+            descriptors=power_of_two(needs.descriptors, 16),
             window=hw.noc.ports_per_core,
             returns=1024,
             responses=_compat_responses(hw, needs),
@@ -140,7 +146,7 @@ def _compat_responses(hw: HwConfig, needs: ProgramNeeds) -> int:
     """
     if hw.noc.ports_per_core >= hw.dram.channels:
         return 64
-    return _power_of_two(2 * needs.inflight // hw.dram.channels, 64)
+    return power_of_two(2 * needs.inflight // hw.dram.channels, 64)
 
 
 def _dram_shape(hw: HwConfig, queue: int, pending: int) -> DramShape:
@@ -243,7 +249,8 @@ def stack_params(params: Sequence[NpuParams]) -> NpuParams:
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves, axis=-1)), *params)
 
 
-def _check_requests(program: Program) -> None:
+def check_requests(program: Program) -> None:
+    """Raises ConfigError for loads and stores that are too long."""
     rows = program.rows
     memory = (rows[:, Col.OP] == Op.LOAD) | (rows[:, Col.OP] == Op.STORE)
     most = rows[memory][:, [Col.REQUESTS, Col.REQUESTS_LAST]].max(initial=0)
@@ -254,11 +261,11 @@ def _check_requests(program: Program) -> None:
 def tables_of(programs: Sequence[Program], shape: NpuShape) -> ProgramTables:
     """Stack programs into one set of tables, padded to powers of two so that similar batches share compiled code."""
     for program in programs:
-        _check_requests(program)
-    n_rows = _power_of_two(max(len(p.rows) for p in programs), 64)
-    n_tiles = _power_of_two(max(len(p.tiles) for p in programs), 16)
-    n_pattern = _power_of_two(max(len(p.pattern) for p in programs), 16)
-    count = _power_of_two(len(programs))
+        check_requests(program)
+    n_rows = power_of_two(max(len(p.rows) for p in programs), 64)
+    n_tiles = power_of_two(max(len(p.tiles) for p in programs), 16)
+    n_pattern = power_of_two(max(len(p.pattern) for p in programs), 16)
+    count = power_of_two(len(programs))
 
     def stacked(arrays: list[NDArray[np.int32]], *dims: int) -> Array:
         table = np.zeros((count, *dims), np.int32)

@@ -89,7 +89,7 @@ def dispatch(
     may_ask = jnp.where(layer_done, sees_next & begins, launches | ((s.layer < layers) & ~s.waiting))
     full = core.resident[:, 0] & core.resident[:, 1]
     asks = settle(on & may_ask & ~full & (next_tile < end))
-    core = _place(params, program, which, core, next_tile, asks)
+    core = place_tiles(params, core, tile_fields(program, which, next_tile), asks)
     now = absolute(core)
     s = s.replace(
         layer=s.layer + layer_done,
@@ -135,16 +135,18 @@ def _record(table: Array, index: Array, value: Array, when: Array) -> Array:
     return put(table, jnp.broadcast_to(when, value.shape), value, index, numbers(2))
 
 
-def _place(
-    params: NpuParams, program: ProgramTables, which: Array, s: CoreState, tile: Array, place: Array
-) -> CoreState:
-    """Put a tile into the free slot and choose its halves of the double buffers (spec section 2.3).
-
-    A tile without instructions clears its halves and counts as finished at once.
-    """
+def tile_fields(program: ProgramTables, which: Array, tile: Array) -> Array:
+    """int32[TILE_COLUMNS, C, L] of the tiles int32[C, L]; which: int32[L]."""
     programs, tiles, columns = program.tiles.shape
     row = (which * tiles + tile) * columns + numbers(columns, 2)
-    fields = settle(program.tiles.reshape(programs * tiles * columns).at[row].get(mode="clip"))
+    return settle(program.tiles.reshape(programs * tiles * columns).at[row].get(mode="clip"))
+
+
+def place_tiles(params: NpuParams, s: CoreState, fields: Array, place: Array) -> CoreState:
+    """Put tiles (int32[TILE_COLUMNS, C, L]) into the free slots and choose their halves of the double buffers.
+
+    See spec section 2.3. A tile without instructions clears its halves and counts as finished at once.
+    """
     first, end = fields[TileCol.FIRST_ROW], fields[TileCol.END_ROW]
     occupied = jnp.any(s.resident, axis=1)
     partner = jnp.where(s.resident[:, 0], 0, 1)

@@ -10,16 +10,16 @@ from jax import Array
 from vsim.npu import dispatch
 from vsim.npu import state as batch
 from vsim.npu.step import step
-from vsim.npu.types import NpuOutcome, NpuParams, NpuShape, NpuState, ProgramTables
+from vsim.npu.types import MixInput, NpuOutcome, NpuParams, NpuShape, NpuState, ProgramTables
 
 
 @dataclass(frozen=True)
 class NpuMachine:
-    """See `vsim.engine.Machine`. A lane's own input is the index of its program."""
+    """See `vsim.engine.Machine`. A lane's own input is the index of its program, or its mix."""
 
     shape: NpuShape
 
-    def init(self, shared: ProgramTables, params: NpuParams, lanes: Array) -> NpuState:
+    def init(self, shared: ProgramTables, params: NpuParams, lanes: Array | MixInput) -> NpuState:
         """The lanes before their first tick."""
         return batch.init(self.shape, params, shared, lanes)
 

@@ -38,6 +38,8 @@ class SimResult:
     """Loop iterations the lane took; fewer than its ticks where idle time was skipped."""
     roofs: dict[str, float] = field(default_factory=dict)
     """Peaks of the chip per core cycle, as in `vsim.bounds.Roofs`."""
+    tenants: tuple[dict[str, Any], ...] = ()
+    """Of a mix: name, request_time (ms), start_cycle, finish_cycle and layers of every tenant."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: what `vsim run --json` prints and sweeps store."""
@@ -51,22 +53,32 @@ class SimResult:
             "noc": self.noc,
             "roofs": self.roofs,
             "warnings": list(self.warnings),
-        } | ({"extrapolation": self.extrapolation} if self.extrapolation is not None else {})
+        } | {key: value for key, value in self._only_of_some().items() if value}
+
+    def _only_of_some(self) -> dict[str, Any]:
+        return {"extrapolation": self.extrapolation, "tenants": list(self.tenants)}
 
 
 def result_of(hw: HwConfig, program: Program, state: NpuOutcome) -> SimResult:
     """Read a lane's outcome (NumPy leaves, no lane axis)."""
-    cycles = _two_words(state.cycles)
+    return chip_result(hw, state, _layers(hw, program, state), program.warnings)
+
+
+def chip_result(
+    hw: HwConfig, state: NpuOutcome, layers: tuple[dict[str, Any], ...], warnings: tuple[str, ...]
+) -> SimResult:
+    """Everything of a result that does not depend on how layers were scheduled."""
+    cycles = two_words(state.cycles)
     period_ps = 1_000_000 // hw.clocks.core_mhz
     return SimResult(
         status=_status_name(int(state.status)),
         cycles=cycles,
         time_us=cycles * period_ps / 1e6,
-        layers=_layers(hw, program, state),
+        layers=layers,
         cores=_cores(hw, state, cycles),
         dram=_dram(hw, state, cycles * period_ps),
         noc={"requests": int(np.sum(state.requests)), "responses": int(np.sum(state.reads + state.writes))},
-        warnings=program.warnings,
+        warnings=warnings,
         iterations=int(state.iterations),
         roofs=asdict(roofs_of(hw)),
     )
@@ -87,8 +99,8 @@ def _layers(hw: HwConfig, program: Program, state: NpuOutcome) -> tuple[dict[str
     rows = []
     for index, layer in enumerate(program.layers):
         started = index < done or (index == done and not state.schedule.waiting)
-        start = _two_words(state.schedule.start[index]) if started else None
-        finish = _two_words(state.schedule.finish[index]) if index < done else None
+        start = two_words(state.schedule.start[index]) if started else None
+        finish = two_words(state.schedule.finish[index]) if index < done else None
         duration = finish - start if start is not None and finish is not None else 0
         load = int(state.schedule.load_requests[index]) * hw.dram.request_bytes
         store = int(state.schedule.store_requests[index]) * hw.dram.request_bytes
@@ -107,22 +119,24 @@ def _layers(hw: HwConfig, program: Program, state: NpuOutcome) -> tuple[dict[str
                 "macs_per_byte": layer.macs / (load + store) if load + store else None,
                 "bound": bound,
                 "bound_cycles": least,
-                "bound_utilization": _share(least, duration),
-                "utilization": _share(layer.macs, duration * roofs.macs),
-                "systolic_utilization": _share(int(bounds.work.systolic_cycles[index].sum()), core_cycles),
-                "vector_utilization": _share(int(bounds.work.vector_cycles[index].sum()), core_cycles),
-                "dram_utilization": _share(load + store, duration * roofs.dram_bytes),
+                "bound_utilization": share(least, duration),
+                "utilization": share(layer.macs, duration * roofs.macs),
+                "systolic_utilization": share(int(bounds.work.systolic_cycles[index].sum()), core_cycles),
+                "vector_utilization": share(int(bounds.work.vector_cycles[index].sum()), core_cycles),
+                "dram_utilization": share(load + store, duration * roofs.dram_bytes),
                 "imbalance": bounds.imbalance(index),
             }
         )
     return tuple(rows)
 
 
-def _share(part: float, whole: float) -> float:
+def share(part: float, whole: float) -> float:
+    """Part of a whole, 0 of nothing."""
     return part / whole if whole else 0.0
 
 
-def _two_words(words: Any) -> int:
+def two_words(words: Any) -> int:
+    """The number that two words (high, low) in radix 2**30 stand for."""
     return (int(words[0]) << RADIX_BITS) + int(words[1])
 
 

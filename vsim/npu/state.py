@@ -5,19 +5,35 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from vsim.npu import dispatch, dram, noc, words
+from vsim.npu import dispatch, dram, noc, tenants, words
 from vsim.npu.dram import DramState
 from vsim.npu.fields import FAR, PAST
-from vsim.npu.types import Activity, CoreState, NocState, NpuParams, NpuShape, NpuState, Pass, ProgramTables
+from vsim.npu.types import (
+    Activity,
+    CoreState,
+    MixInput,
+    MixTables,
+    NocState,
+    NpuParams,
+    NpuShape,
+    NpuState,
+    Pass,
+    ProgramTables,
+)
 
 
-def init(shape: NpuShape, params: NpuParams, program: ProgramTables, which: Array) -> NpuState:
-    """Lanes before their first tick. which: int32[L], index of each lane's program."""
+def init(shape: NpuShape, params: NpuParams, program: ProgramTables, workload: Array | MixInput) -> NpuState:
+    """Lanes before their first tick. workload: int32[L], index of each lane's program, or the lanes' mixes."""
+    if isinstance(workload, MixInput):
+        assert isinstance(program, MixTables)
+        which, schedule = jnp.zeros_like(workload.count), tenants.start(shape, program, workload)
+    else:
+        which, schedule = workload, dispatch.start(program, workload, shape.layers)
     lanes = which.size
     zero, no = jnp.zeros(lanes, jnp.int32), jnp.zeros(lanes, bool)
     return NpuState(
         core=_init_core(shape, lanes),
-        schedule=dispatch.start(program, which, shape.layers),
+        schedule=schedule,
         noc=noc.init(shape, lanes),
         dram=dram.init(shape.dram, params.dram),
         core_time=zero, noc_time=zero, dram_time=zero, core_quiet=no, noc_quiet=no, dram_quiet=no,

@@ -16,15 +16,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from vsim.npu import core, dispatch, dram, noc, words
+from vsim.npu import core, dispatch, dram, noc, tenants, words
 from vsim.npu.fields import FAR, add, any_of, fold, least, numbers, settle
 from vsim.npu.types import (
     STATUS_CYCLE_LIMIT,
     STATUS_DEADLOCK,
+    MixTables,
     NpuParams,
     NpuShape,
     NpuState,
     ProgramTables,
+    TenantSchedule,
 )
 
 CORE, DRAM, NOC = range(3)
@@ -37,7 +39,8 @@ def step(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState
     alive = ~s.done & (s.status == 0)
     s = s.replace(iterations=s.iterations + alive)
     with jax.named_scope("core"):
-        s = _core_stage(shape, params, program, s, settle(alive & _is_next(s, CORE)))
+        stage = _core_stage_of_mix if isinstance(program, MixTables) else _core_stage
+        s = stage(shape, params, program, s, settle(alive & _is_next(s, CORE)))
     s = _finish(params, program, s)
     with jax.named_scope("noc"):
         s = _noc_stage(shape, params, program, s, settle(alive & ~s.done & _is_next(s, NOC)))
@@ -81,6 +84,28 @@ def _core_stage(shape: NpuShape, params: NpuParams, program: ProgramTables, s: N
         core_quiet=jnp.where(on, ~changed, s.core_quiet),
         noc_quiet=s.noc_quiet & ~sent,
         status=s.status | did.status | status,
+    )
+
+
+def _core_stage_of_mix(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState, on: Array) -> NpuState:
+    """Lanes whose scheduler still has something to do in this tick wait for the next iteration with the rest of it."""
+    assert isinstance(program, MixTables)
+    schedule, cores, ready, dispatched, status = tenants.dispatch(shape, params, program, s.schedule, s.core, on)
+    before, ticks = cores, settle(ready)
+    room = noc.descriptor_room(shape, s.noc)
+    cores, did = core.tick(shape, params, program, s.program, room, cores, ticks)
+    network, overflow = noc.push_descriptors(shape, s.noc, did.load, did.load_valid, did.store, did.store_valid)
+    schedule, late = tenants.after_tick(shape, schedule, before, cores, did)
+    sent = any_of(did.load_valid | did.store_valid)
+    changed = dispatched | did.changed
+    return s.replace(
+        core=cores,
+        schedule=schedule,
+        noc=network,
+        core_time=s.core_time + jnp.where(ticks, params.core_period_ps, 0),
+        core_quiet=jnp.where(on, ~changed, s.core_quiet),
+        noc_quiet=s.noc_quiet & ~sent,
+        status=s.status | did.status | status | overflow | late,
     )
 
 
@@ -146,7 +171,10 @@ def _dram_room(shape: NpuShape, s: NpuState) -> dram.Room:
 
 def _finish(params: NpuParams, program: ProgramTables, s: NpuState) -> NpuState:
     """A lane is done when every layer is and no core runs; DRAM and NoC alone keep nothing alive."""
-    all_layers = s.schedule.layer >= program.layer_count.at[s.program].get(mode="clip")
+    if isinstance(s.schedule, TenantSchedule):
+        all_layers = tenants.is_done(s.schedule)
+    else:
+        all_layers = s.schedule.layer >= program.layer_count.at[s.program].get(mode="clip")
     done = settle(all_layers & ~any_of(core.running(s.core) | (s.core.finished > 0)))
     high, low = dispatch.absolute(s.core)
     beyond = (high > params.max_cycles_high) | ((high == params.max_cycles_high) & (low >= params.max_cycles_low))
@@ -220,7 +248,10 @@ def _find_skip(shape: NpuShape, params: NpuParams, program: ProgramTables, s: Np
     def wait(quiet: Array, event: Array, now: Array, period_ps: Array) -> Array:
         return jnp.where(quiet, _ticks_until(event, now, period_ps), 0)
 
-    launch = dispatch.next_launch(program, s.program, s.schedule, s.core)
+    if isinstance(s.schedule, TenantSchedule):
+        launch, expects = tenants.next_arrival(s.schedule, s.core), tenants.is_expecting(s.schedule)
+    else:
+        launch, expects = dispatch.next_launch(program, s.program, s.schedule, s.core), s.schedule.waiting
     next_core_event = jnp.minimum(_next_core_event(s.core), launch)
     core_wait = wait(s.core_quiet, next_core_event, s.core.now, params.core_period_ps)
     noc_wait = wait(s.noc_quiet, _next_noc_event(s), s.noc.now, params.noc_period_ps)
@@ -228,7 +259,7 @@ def _find_skip(shape: NpuShape, params: NpuParams, program: ProgramTables, s: Np
     waits = [(s.core_time, core_wait), (s.noc_time, noc_wait), (s.dram_time, dram_wait)]
     horizon = least(jnp.stack([time + wait for time, wait in waits]))
     waits_for_memory = (dram.has_work(s.dram) | any_of(s.noc.wrapped > 0)) & ~dram.is_stuck(s.dram)
-    ever = (core_wait < FAR_PS) | (noc_wait < FAR_PS) | waits_for_memory | s.schedule.waiting
+    ever = (core_wait < FAR_PS) | (noc_wait < FAR_PS) | waits_for_memory | expects
     all_quiet = s.core_quiet & s.noc_quiet & s.dram_quiet
     dead = may_skip & all_quiet & ~ever & ~any_of(s.core.finished != 0)
     skip = may_skip & ~dead
@@ -242,6 +273,8 @@ def _find_skip(shape: NpuShape, params: NpuParams, program: ProgramTables, s: Np
 
 def _skip_idle(params: NpuParams, s: NpuState, skip: _Skip) -> NpuState:
     """Jump the clocks, then make the earliest clock the origin of time."""
+    if isinstance(s.schedule, TenantSchedule):
+        s = s.replace(schedule=tenants.skip(s.schedule, s.core, skip.core))
     cores = core.add_activity(s.core, skip.core)
     core_time = s.core_time + skip.core * params.core_period_ps
     noc_time = s.noc_time + skip.noc * params.noc_period_ps

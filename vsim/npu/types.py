@@ -5,12 +5,13 @@ out in the shapes of `NpuParams`, `CoreState`, `ScheduleState`, `NocState` and `
 
 Letters in the shapes: C cores, P NoC ports per core, M memory channels, K in-flight requests per core (ring),
 G descriptors per core (ring), S instructions in the systolic array (ring), E entries per memory and half, N layers.
+Of a mix: T tenants, Q parts of layers per queue of tiles (ring), W queues: max(C, T), one per core or per tenant.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import struct
 from jax import Array
@@ -26,6 +27,8 @@ STATUS_RETURN = 1 << 11
 STATUS_RESPONSE = 1 << 12
 STATUS_DEADLOCK = 1 << 13
 STATUS_CYCLE_LIMIT = 1 << 14
+STATUS_TILE_QUEUE = 1 << 15
+STATUS_REPORTS = 1 << 16
 
 STATUS_NAMES = {
     1: "overflow_dram_pending",
@@ -37,6 +40,8 @@ STATUS_NAMES = {
     STATUS_RESPONSE: "overflow_noc_responses",
     STATUS_DEADLOCK: "deadlock",
     STATUS_CYCLE_LIMIT: "cycle_limit",
+    STATUS_TILE_QUEUE: "overflow_tile_queue",
+    STATUS_REPORTS: "overflow_tile_reports",
 }
 
 
@@ -64,6 +69,17 @@ class NpuShape:
     fixed_latency_dram: bool
     """ONNXim's "simple" DRAM in place of the controllers."""
     dram: DramShape
+    tenants: int = 0
+    """0: every lane runs one program, layer by layer (`vsim.npu.dispatch`); else a mix (`vsim.npu.tenants`)."""
+    queue_parts: int = 1
+    """Parts of layers that wait in a queue of tiles. Mixes only, and likewise below."""
+    reports: int = 1
+    """Finished tiles of a core that wait to be reported."""
+
+    @property
+    def queues(self) -> int:
+        """Queues of tiles."""
+        return max(self.cores, self.tenants)
 
 
 class NpuParams(struct.PyTreeNode):
@@ -114,6 +130,22 @@ class ProgramTables(struct.PyTreeNode):
     pattern: Array
     layer_count: Array
     releases: Array
+
+
+class MixTables(ProgramTables):
+    """Tables of the programs that mixes are made of. Rows, tiles and patterns are in one piece, as if of one program,
+    and refer to each other accordingly.
+
+    schedule: int32[programs, N, C, 2], of each list of tiles; lists: int32[programs], how many there are.
+    consumers: int32[programs, N, most], layers that wait for a layer, -1 where there are fewer; producers:
+    int32[programs, N], for how many a layer waits. unbound: int32[programs, N]. tile_count: int32[programs, N].
+    """
+
+    lists: Array
+    consumers: Array
+    producers: Array
+    unbound: Array
+    tile_count: Array
 
 
 class Pass(NamedTuple):
@@ -219,6 +251,82 @@ class ScheduleState(struct.PyTreeNode):
     store_requests: Array
 
 
+class MixInput(struct.PyTreeNode):
+    """A lane's mix. Tenants are numbered by arrival; int32."""
+
+    program: Array
+    """int32[T], index into the program tables."""
+    count: Array
+    """int32[], tenants that the mix has, at most T."""
+    arrival: Array
+    """int32[T], core cycle in whose tick the tenant arrives, not decreasing."""
+    scheduler: Array
+    """int32[], `lowering.mix.Scheduler.code`."""
+    tenant_partition: Array
+    """int32[T]"""
+    core_partition: Array
+    """int32[W], -1 beyond the cores; equal for all where the scheduler knows no partitions."""
+    core_position: Array
+    """int32[W], of a core within its partition."""
+    rotates: Array
+    """int32[], 1: a layer's lists of tiles go round the cores (see `lowering.mix.Mix`)."""
+
+
+class TenantSchedule(struct.PyTreeNode):
+    """The scheduler of a mix. A layer is numbered tenant * N + its number in the tenant's program."""
+
+    mix: MixInput
+    arrived: Array
+    """int32[], tenants that have arrived."""
+    cursor: Array
+    """int32[], how far the present tick has come: 2 * core before the core's report, 2 * core + 1 before it asks for a
+    tile; 0 between ticks."""
+    scan: Array
+    """int32[], core (or tenant) from which on the scheduler still looks for layers to start, -1 when it is done."""
+    layers_started: Array
+    """int32[]"""
+    tiles_rotated: Array
+    """int32[], tiles of unbound layers started."""
+    turn: Array
+    """int32[], whose turn it was last, as a position among the tenants at hand."""
+    active: Array
+    """int32[], layers that have started and not finished."""
+    layers_left: Array
+    """int32[T]"""
+    ready: Array
+    """int32[T, N], layers in the order in which they became ready."""
+    ready_first: Array
+    """int32[T], ready layers that have started."""
+    ready_end: Array
+    """int32[T], ready layers."""
+    producers_left: Array
+    """int32[T * N], and likewise tiles_left: tiles not yet reported."""
+    tiles_left: Array
+    queue_layer: Array
+    """int32[W, Q] rings of parts of layers: layer, next tile, and end of its tiles."""
+    queue_next: Array
+    queue_end: Array
+    queue_head: Array
+    """int32[W]"""
+    queue_count: Array
+    queue_fresh: Array
+    """bool[W], no tile of the layer at the head has been taken (SPATIAL_SPLIT only)."""
+    waiting_tiles: Array
+    """int32[W], tiles in the queue."""
+    slot_layer: Array
+    """int32[C, 2], layer of the tile in the slot."""
+    report_layer: Array
+    """int32[C, reports] ring, layers of the tiles that `CoreState.finished` counts."""
+    report_head: Array
+    """int32[C]"""
+    start: Array
+    """int32[T * N, 2] (high, low words in radix 2**30), -1 before it; and likewise finish."""
+    finish: Array
+    load_requests: Array
+    """int32[T * N]"""
+    store_requests: Array
+
+
 class NocState(struct.PyTreeNode):
     """The simple NoC and the DMA queues that feed it. A request node stays in its core's ring up to the controller."""
 
@@ -279,7 +387,8 @@ class NpuState(struct.PyTreeNode):
     """One lane."""
 
     core: CoreState
-    schedule: ScheduleState
+    schedule: Any
+    """`ScheduleState`, or `TenantSchedule` of a mix."""
     noc: NocState
     dram: DramState
     core_time: Array
@@ -293,7 +402,7 @@ class NpuState(struct.PyTreeNode):
     iterations: Array
     """int32[], loop iterations this lane took."""
     program: Array
-    """int32[], index into the program tables."""
+    """int32[], index into the program tables; 0 in a mix."""
     status: Array
     """int32[], STATUS_* bits; a non-zero status freezes the lane."""
     done: Array
@@ -306,7 +415,7 @@ class NpuOutcome(struct.PyTreeNode):
     cycles: Array
     status: Array
     iterations: Array
-    schedule: ScheduleState
+    schedule: Any
     activity: Activity
     activity_high: Activity
     requests: Array

@@ -1,0 +1,62 @@
+"""A mix: several workloads that share one chip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lowering.program import Program
+
+MAX_ARRIVAL_CYCLE = 2**31 - 1
+
+
+class Scheduler(StrEnum):
+    """Which tenant's layers start when, and on which cores; ONNXim's names (`onnxim.md` section 9.2)."""
+
+    SIMPLE = "simple"
+    """One tenant after the other, one layer after the other."""
+    TIME_MULTIPLEX = "time_multiplex"
+    """Tenants take turns layer by layer; the next layer starts once no tile of the last one waits."""
+    PARTITION_CPU = "partition_cpu"
+    """Every tenant has cores of its own; a core without tiles starts the next layer of its partition."""
+    SPATIAL_SPLIT = "spatial_split"
+    """Cores are dealt out to the tenants at hand, and take the next tile of their tenant when they are free."""
+
+    @property
+    def code(self) -> int:
+        """Number of the scheduler in the tables of the cycle-level model."""
+        return list(Scheduler).index(self)
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A workload with its arrival.
+
+    arrival_cycle: core cycle in whose tick it arrives, 0 <= arrival_cycle <= MAX_ARRIVAL_CYCLE. partition: which cores
+    it may use (PARTITION_CPU only). position: its place in the list that the mix was made from. request_time_ms: as
+    the list gives it.
+    """
+
+    name: str
+    program: Program
+    arrival_cycle: int = 0
+    partition: int = 0
+    position: int = 0
+    request_time_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Tenants of one chip, in the order of their arrival.
+
+    core_partitions: partition of each core. Programs have one list of tiles a layer for every core that the tenant may
+    use: all of the chip, those of its partition, or, under SPATIAL_SPLIT, a single list from which all cores take.
+    lists_rotate: lists go round the cores from layer to layer (see `Program`), as in ONNXim; else list i is always that
+    of the i-th core.
+    """
+
+    name: str
+    tenants: tuple[Tenant, ...]
+    scheduler: Scheduler
+    core_partitions: tuple[int, ...]
+    lists_rotate: bool = True

@@ -1,0 +1,111 @@
+"""Mixes of the corrected mode: programs of single models, side by side in memory, with their requests' arrivals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hwconfigs.errors import ConfigError, UserError
+from hwconfigs.schema import HwConfig
+from lowering.address_space import ALIGNMENT_BYTES
+from lowering.mix import MAX_ARRIVAL_CYCLE, Mix, Scheduler, Tenant
+from lowering.program import Col, Op, Program
+
+SCHEDULERS = (Scheduler.SIMPLE, Scheduler.TIME_MULTIPLEX, Scheduler.PARTITION_CPU)
+"""Those that keep the tiles of a layer on the cores that lowering chose: chains of partial sums must not be split."""
+NO_PARTITION = 1 << 10
+"""Partition of cores that nobody uses."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model that serves requests one after the other, with the same weights and buffers.
+
+    program: lowered for `cores` (for the whole chip where that is empty) and for nothing else. arrival_cycles: of its
+    requests, in any order.
+    """
+
+    name: str
+    program: Program
+    arrival_cycles: tuple[int, ...]
+    cores: tuple[int, ...] = ()
+
+
+def chip_of_cores(hw: HwConfig, cores: Sequence[int]) -> HwConfig:
+    """The chip as a workload sees it that may use only some cores. Raises ConfigError where cores differ."""
+    if hw.cores.overrides:
+        raise ConfigError(f"{hw.name}: cores of different kinds cannot be divided among tenants")
+    return hw.with_overrides({"cores.count": len(cores)})
+
+
+def place_workloads(name: str, workloads: Sequence[Workload], hw: HwConfig, scheduler: Scheduler) -> Mix:
+    """Every request becomes a tenant; every workload has a region of memory of its own.
+
+    Raises UserError for schedulers that need other programs, core sets that overlap or do not exist, workloads without
+    requests, and arrivals outside 0..MAX_ARRIVAL_CYCLE.
+    """
+    if scheduler not in SCHEDULERS:
+        raise UserError(f"scheduler {scheduler.value!r} needs --compat onnxim; valid: {', '.join(SCHEDULERS)}")
+    partitions = _partitions(workloads, hw, scheduler)
+    requests: list[tuple[int, int, Program]] = []
+    next_block = 0
+    for index, workload in enumerate(workloads):
+        program = _moved(workload.program, next_block)
+        next_block += _blocks(workload.program)
+        if not workload.arrival_cycles:
+            raise UserError(f"tenant {workload.name} has no requests")
+        for cycle in workload.arrival_cycles:
+            if not 0 <= cycle <= MAX_ARRIVAL_CYCLE:
+                raise UserError(f"tenant {workload.name}: a request arrives in core cycle {cycle}, out of range")
+            requests.append((cycle, index, program))
+    tenants = [
+        Tenant(workloads[index].name, program, cycle, index, position)
+        for position, (cycle, index, program) in enumerate(sorted(requests, key=lambda request: request[:2]))
+    ]
+    return Mix(name, tuple(tenants), scheduler, partitions, lists_rotate=False)
+
+
+def _partitions(workloads: Sequence[Workload], hw: HwConfig, scheduler: Scheduler) -> tuple[int, ...]:
+    """Of each core, the workload that it belongs to."""
+    partitions = [NO_PARTITION] * hw.cores.count
+    for index, workload in enumerate(workloads):
+        if bool(workload.cores) != (scheduler is Scheduler.PARTITION_CPU):
+            raise UserError(f"tenant {workload.name}: cores are given with scheduler partition_cpu, and only with it")
+        for core in workload.cores:
+            if not 0 <= core < hw.cores.count:
+                raise UserError(f"tenant {workload.name}: core {core} of {hw.cores.count} (0 is the first)")
+            if partitions[core] != NO_PARTITION:
+                other = workloads[partitions[core]].name
+                raise UserError(
+                    f"tenants {other} and {workload.name} both have core {core}; their sets must not overlap"
+                )
+            partitions[core] = index
+    return tuple(partitions)
+
+
+def _moved(program: Program, blocks: int) -> Program:
+    """The program as a tenant's, its memory moved up."""
+    rows = program.rows.copy()
+    memory = (rows[:, Col.OP] == Op.LOAD) | (rows[:, Col.OP] == Op.STORE)
+    rows[memory, Col.FIRST_BLOCK] += blocks
+    chain = tuple((layer + 1,) for layer in range(program.n_layers - 1))
+    return replace(program, rows=rows, consumers=(*chain, ()), unbound=(False,) * program.n_layers)
+
+
+def _blocks(program: Program) -> int:
+    """Memory blocks from 0 to the last that the program touches, rounded up to the alignment of tensors."""
+    rows = program.rows.astype(np.int64)
+    rows = rows[(rows[:, Col.OP] == Op.LOAD) | (rows[:, Col.OP] == Op.STORE)]
+    trips = sum((rows[:, count] - 1) * rows[:, step] for count, step in _LOOPS)
+    periods = (np.maximum(rows[:, Col.REQUESTS], rows[:, Col.REQUESTS_LAST]) - 1) // rows[:, Col.PERIOD_REQUESTS]
+    within = np.where(
+        rows[:, Col.PATTERN_START] < 0, rows[:, Col.PERIOD_REQUESTS], int(program.pattern.max(initial=0)) + 1
+    )
+    ends = rows[:, Col.FIRST_BLOCK] + trips + periods * rows[:, Col.PERIOD_PITCH_BLOCKS] + within
+    aligned = ALIGNMENT_BYTES // program.request_bytes
+    return -(-int(ends.max(initial=0)) // aligned) * aligned
+
+
+_LOOPS = ((Col.COUNT1, Col.BLOCK_STEP1), (Col.COUNT2, Col.BLOCK_STEP2))

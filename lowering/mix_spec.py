@@ -1,0 +1,126 @@
+"""Mix files: tenants with their models and arrivals, as YAML.
+
+```yaml
+hw: npu-server-128x128x4            # preset, YAML file or ONNXim JSON file
+set: {dram.channels: 8}             # keys of it that differ
+scheduler: time_multiplex           # simple, time_multiplex or partition_cpu
+tenants:
+  - {name: vision, model: onnx:light_resnet50, batch: 1, arrival: {at_once: 2}}
+  - {name: text, model: bert.onnx, dims: {sequence: 128}, arrival: {interval_us: 250, requests: 4}}
+  - {name: other, model: m.onnx, arrival: {poisson_us: 100, requests: 8, seed: 1}, cores: [0, 1]}
+  - {name: traced, model: m.onnx, arrival: {times_us: [0, 12.5, 90]}}
+```
+
+Paths are relative to the file. `cores` go with scheduler partition_cpu, where every tenant has its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from hwconfigs import HwConfig, load_hw
+from hwconfigs.errors import UserError
+from hwconfigs.validation import Frozen, build, within
+from hwconfigs.yaml_file import read_document
+from lowering import lower
+from lowering.mix import Mix, Scheduler
+from lowering.mix_placement import Workload, chip_of_cores, place_workloads
+from lowering.program import Program
+
+MAX_REQUESTS = 64
+"""In a mix: the scheduler looks at all of them in every cycle."""
+Microseconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+
+
+class Arrival(Frozen):
+    """When requests arrive: exactly one of at_once (a number of them), interval_us, poisson_us (mean) and times_us."""
+
+    at_once: Annotated[int, within(1, MAX_REQUESTS)] | None = None
+    interval_us: Microseconds | None = None
+    poisson_us: Microseconds | None = None
+    times_us: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] | None = None
+    requests: Annotated[int, within(1, MAX_REQUESTS)] | None = None
+    seed: Annotated[int, within(0, 2**31 - 1)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = [
+            name for name in ("at_once", "interval_us", "poisson_us", "times_us") if getattr(self, name) is not None
+        ]
+        if len(given) != 1:
+            raise ValueError("expected exactly one of at_once, interval_us, poisson_us and times_us")
+        if (self.requests is not None) != (given[0] in ("interval_us", "poisson_us")):
+            raise ValueError("requests goes with interval_us and poisson_us, and they need it")
+        if (self.seed is not None) != (given[0] == "poisson_us"):
+            raise ValueError("seed goes with poisson_us, which needs it")
+        return self
+
+    def microseconds(self) -> list[float]:
+        """Times of all requests."""
+        if self.at_once is not None:
+            return [0.0] * self.at_once
+        if self.times_us is not None:
+            return list(self.times_us)
+        assert self.requests is not None
+        if self.interval_us is not None:
+            return [self.interval_us * index for index in range(self.requests)]
+        assert self.poisson_us is not None
+        gaps = np.random.default_rng(self.seed).exponential(self.poisson_us, self.requests)
+        return np.cumsum(gaps).tolist()
+
+
+class TenantSpec(Frozen):
+    """A model and its requests; `lowering.lower` explains batch and dims."""
+
+    name: Annotated[str, Field(min_length=1)]
+    model: str
+    batch: Annotated[int, within(1, 1 << 20)] = 1
+    dims: dict[str, Annotated[int, within(1, 1 << 30)]] = {}
+    arrival: Arrival = Arrival(at_once=1)
+    cores: tuple[Annotated[int, within(0, 1023)], ...] = ()
+
+
+class MixSpec(Frozen):
+    """See the top of this module."""
+
+    hw: str
+    set: dict[str, Any] = {}
+    scheduler: Scheduler
+    tenants: Annotated[tuple[TenantSpec, ...], Field(min_length=1)]
+
+
+def load_mix(path: Path) -> tuple[HwConfig, Mix]:
+    """Read a mix file and lower its models. Raises UserError (with file and line) for what cannot be used."""
+    document = read_document(path)
+    spec = build(MixSpec, document.data, document.where)
+    hw = load_hw(_beside(path, spec.hw)).with_overrides(spec.set)
+    hw.check_modelled()
+    total = sum(len(tenant.arrival.microseconds()) for tenant in spec.tenants)
+    if total > MAX_REQUESTS:
+        raise UserError(f"{path}: {total} requests; at most {MAX_REQUESTS} are simulated in a mix")
+    known: dict[tuple[Any, ...], Program] = {}
+    workloads = [_workload(path, tenant, hw, known) for tenant in spec.tenants]
+    try:
+        return hw, place_workloads(path.stem, workloads, hw, spec.scheduler)
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _workload(path: Path, tenant: TenantSpec, hw: HwConfig, known: dict[tuple[Any, ...], Program]) -> Workload:
+    chip = chip_of_cores(hw, tenant.cores) if tenant.cores else hw
+    key = (tenant.model, tenant.batch, *sorted(tenant.dims.items()), chip.cores.count)
+    if key not in known:
+        known[key] = lower(_beside(path, tenant.model), chip, batch=tenant.batch, dims=tenant.dims)
+    per_us = hw.clocks.core_mhz
+    cycles = tuple(round(time * per_us) for time in tenant.arrival.microseconds())
+    return Workload(tenant.name, known[key], cycles, tenant.cores)
+
+
+def _beside(path: Path, name: str) -> str:
+    """A file beside the mix file if there is one of that name; else the name: a preset, `onnx:NAME`, a path."""
+    beside = path.parent / name
+    return str(beside) if beside.is_file() else name

@@ -1,0 +1,172 @@
+"""Mixes of the corrected mode: a lone tenant is the single run, partitions do not meet, files are read and checked."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from hwconfigs import HwConfig
+from hwconfigs.errors import UserError
+from lowering import lower
+from lowering.mix import Scheduler
+from lowering.mix_placement import Workload, place_workloads
+from lowering.mix_spec import load_mix
+from lowering.program import Col, Op, Program
+from tests import models
+from tests.mixes import HW
+from tests.sweep_results import save_model
+from vsim.api import SimPoint, simulate
+from vsim.cli import main
+from vsim.mixes import MixPoint, simulate_mixes
+
+CHIP = HW.with_overrides({"dram.scheduler": "fr_fcfs"})
+
+
+def lowered(folder: Path, name: str, size: tuple[int, int, int], hw: HwConfig) -> Program:
+    path = folder / f"{name}.onnx"
+    save_model(models.mlp(size[0], size[1], size[2], size[0]), path)
+    return lower(path, hw)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mixes")
+
+
+@pytest.fixture(scope="module")
+def program(folder: Path) -> Program:
+    return lowered(folder, "whole", (48, 32, 48), CHIP)
+
+
+@pytest.fixture(scope="module")
+def on_two(folder: Path) -> Program:
+    return lowered(folder, "half", (48, 32, 48), CHIP.with_overrides({"cores.count": 2}))
+
+
+@pytest.fixture(scope="module")
+def results(program: Program, on_two: Program) -> dict:
+    """Mixes by name, with their results, side by side."""
+    mixes = {
+        "alone": place_workloads("alone", [Workload("a", program, (0,))], CHIP, Scheduler.SIMPLE),
+        "late": place_workloads("late", [Workload("a", program, (5000,))], CHIP, Scheduler.TIME_MULTIPLEX),
+        "queue": place_workloads("queue", [Workload("a", program, (0, 0, 10))], CHIP, Scheduler.SIMPLE),
+        "two": place_workloads(
+            "two", [Workload("a", program, (0,)), Workload("b", program, (0,))], CHIP, Scheduler.TIME_MULTIPLEX
+        ),
+        "apart": place_workloads(
+            "apart",
+            [Workload("a", on_two, (0,), (0, 1)), Workload("b", on_two, (0,), (2, 3))],
+            CHIP,
+            Scheduler.PARTITION_CPU,
+        ),
+    }
+    return dict(zip(mixes, simulate_mixes([MixPoint(CHIP, mix) for mix in mixes.values()]), strict=True))
+
+
+def test_a_lone_tenant_is_the_single_run(results: dict, program: Program):
+    [single] = simulate([SimPoint(CHIP, program)])
+    alone = results["alone"]
+    keys = ("start_cycle", "finish_cycle", "load_bytes", "store_bytes")
+    assert alone.status == "ok"
+    assert [[layer[key] for key in keys] for layer in alone.layers] == [
+        [layer[key] for key in keys] for layer in single.layers
+    ]
+    assert (alone.cycles, alone.dram, alone.cores) == (single.cycles, single.dram, single.cores)
+    late = results["late"]
+    assert late.tenants[0]["start_cycle"] == 5000
+    assert late.tenants[0]["finish_cycle"] == 5000 + alone.tenants[0]["finish_cycle"]
+
+
+def test_requests_are_served_in_turn(results: dict):
+    tenants = results["queue"].tenants
+    for earlier, later in pairwise(tenants):
+        assert earlier["finish_cycle"] <= later["start_cycle"]
+
+
+def test_tenants_share_the_chip(results: dict):
+    alone = results["alone"].tenants[0]["finish_cycle"]
+    assert all(alone < tenant["finish_cycle"] < 3 * alone for tenant in results["two"].tenants)
+
+
+def test_partitions_work_side_by_side(results: dict):
+    first, second = results["apart"].tenants
+    assert first["start_cycle"] == second["start_cycle"] == 0
+    assert all(core["compute_active_cycles"] > 0 for core in results["apart"].cores)
+
+
+def blocks(program: Program) -> set[int]:
+    memory = program.rows[(program.rows[:, Col.OP] == Op.LOAD) | (program.rows[:, Col.OP] == Op.STORE)]
+    return set(memory[:, Col.FIRST_BLOCK].tolist())
+
+
+def test_every_workload_has_memory_of_its_own(program: Program):
+    workloads = [Workload("a", program, (0, 7)), Workload("b", program, (3,))]
+    first, other, second = place_workloads("m", workloads, CHIP, Scheduler.SIMPLE).tenants
+    assert (first.name, other.name, second.name) == ("a", "b", "a")
+    assert first.program is second.program
+    assert max(blocks(first.program)) < min(blocks(other.program))
+
+
+MIX = """
+hw: npu-mobile-8x8x4
+set: {dram.standard: simple}
+scheduler: time_multiplex
+tenants:
+  - {name: a, model: whole.onnx, arrival: {interval_us: 2.5, requests: 3}}
+  - {name: b, model: whole.onnx, arrival: {poisson_us: 3, requests: 2, seed: 4}}
+  - {name: c, model: whole.onnx}
+"""
+
+
+def write(folder: Path, text: str = MIX) -> Path:
+    path = folder / "mix.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_mix_files(folder: Path, program: Program):
+    hw, mix = load_mix(write(folder))
+    assert (hw.cores.count, mix.scheduler, mix.lists_rotate) == (4, Scheduler.TIME_MULTIPLEX, False)
+    of_a = [tenant.arrival_cycle for tenant in mix.tenants if tenant.name == "a"]
+    assert of_a == [0, 2500, 5000]
+    assert [tenant.arrival_cycle for tenant in mix.tenants] == sorted(tenant.arrival_cycle for tenant in mix.tenants)
+    assert load_mix(write(folder))[1].tenants[3].arrival_cycle == mix.tenants[3].arrival_cycle
+    assert program.name == "whole"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("time_multiplex", "fair", r"mix.yaml:4: scheduler = 'fair'"),
+        ("time_multiplex", "spatial_split", "scheduler 'spatial_split' needs --compat onnxim"),
+        ("time_multiplex", "partition_cpu", "tenant a: cores are given with scheduler partition_cpu"),
+        ("requests: 3", "count: 3", "unknown key 'tenants.0.arrival.count'"),
+        (", requests: 3", "", "requests goes with interval_us"),
+        (", seed: 4", "", "seed goes with poisson_us"),
+        ("whole.onnx}", "gone.onnx}", "gone.onnx: no such file"),
+        ("requests: 3", "requests: 64", "67 requests; at most 64"),
+        ("npu-mobile-8x8x4", "npu-mobil", "npu-mobil"),
+        ("{name: c, model: whole.onnx}", "{name: c, model: whole.onnx, cores: [1]}", "tenant c: cores are given with"),
+    ],
+)
+def test_bad_mix_files_are_named(folder: Path, program: Program, old: str, new: str, message: str):
+    with pytest.raises(UserError, match=message):
+        load_mix(write(folder, MIX.replace(old, new)))
+
+
+def test_core_sets_must_not_overlap(on_two: Program):
+    for cores, message in (((1, 2), "both have core 1"), ((3, 4), "core 4 of 4")):
+        workloads = [Workload("a", on_two, (0,), (0, 1)), Workload("b", on_two, (0,), cores)]
+        with pytest.raises(UserError, match=message):
+            place_workloads("m", workloads, CHIP, Scheduler.PARTITION_CPU)
+
+
+def test_the_command(folder: Path, program: Program, capsys: pytest.CaptureFixture[str]):
+    assert main(["mix", str(write(folder)), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["status"], result["scheduler"]) == ("ok", "time_multiplex")
+    assert sorted(tenant["name"] for tenant in result["tenants"]) == ["a", "a", "a", "b", "b", "c"]
+    assert all(tenant["start_cycle"] >= tenant["arrival_cycle"] for tenant in result["tenants"])

@@ -1,0 +1,186 @@
+"""Mixes on the batched chip: equal to the scalar schedulers, every tile served once.
+
+Neighbours, order of lanes, idle skip and chunks change nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from hwconfigs import ConfigError
+from lowering.mix import Mix, Scheduler
+from tests.mixes import CORES, HW, MOST_TENANTS, LayerPlan, MixPlan, TenantPlan, build_mix, mix_plans
+from tests.reference.scalar_tenants import LAYER_STRIDE, run_mix
+from vsim import engine
+from vsim.mixes import MixPoint, simulate_mixes
+from vsim.npu.compile import params_of, stack_params
+from vsim.npu.compile_mix import mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
+from vsim.npu.machine import NpuMachine
+from vsim.npu.results import SimResult
+from vsim.npu.results_mix import mix_result_of
+
+LANES = 8
+MOST_CYCLES = 20_000
+"""Many times the length of any drawn mix: what still runs has lost tiles."""
+
+LARGEST = build_mix((TenantPlan((LayerPlan(6, depth=3),) * 4),) * MOST_TENANTS, Scheduler.SIMPLE)
+"""In every batch: it settles the machine's shape, so that all batches share compiled code."""
+
+DIAMOND = (
+    LayerPlan(3),
+    LayerPlan(5, rows=40, reads=(0,)),
+    LayerPlan(2, unbound=True, reads=(0,)),
+    LayerPlan(4, depth=3, reads=(1, 2)),
+)
+"""Two branches of unequal length that meet."""
+CHAIN = (LayerPlan(6, unbound=True), LayerPlan(1, rows=0, reads=(0,)), LayerPlan(4, rows=40, reads=(1,)))
+PAIR = (TenantPlan(CHAIN), TenantPlan(CHAIN, arrival_cycle=60, partition=1))
+LATE = 12_000
+PLANS = (
+    *(MixPlan(PAIR, scheduler, (0, 0, 1, 1)) for scheduler in Scheduler),
+    MixPlan((TenantPlan(DIAMOND), TenantPlan(CHAIN), TenantPlan(DIAMOND, 40)), Scheduler.TIME_MULTIPLEX),
+    MixPlan((TenantPlan(DIAMOND), TenantPlan(DIAMOND, 3, 1)), Scheduler.PARTITION_CPU, (0, 1, 1, 1)),
+    MixPlan((*PAIR, TenantPlan(CHAIN, LATE), TenantPlan(CHAIN, LATE)), Scheduler.SPATIAL_SPLIT),
+)
+
+
+def run_batch(batch: list[Mix], max_cycles: int = MOST_CYCLES, **options: Any) -> list[SimResult]:
+    """Results of LANES - 1 mixes."""
+    points = [MixPoint(HW, mix, compat=True, max_cycles=max_cycles) for mix in [LARGEST, *batch]]
+    return simulate_mixes(points, **options)[1:]
+
+
+@cache
+def reference() -> tuple[list[Mix], list[dict[str, Any]]]:
+    """The planned mixes and their results, side by side."""
+    batch = [plan.build() for plan in PLANS]
+    return batch, [result.to_json() for result in run_batch(batch)]
+
+
+def check(mix: Mix, result: SimResult) -> None:
+    """The result is that of the scalar schedulers."""
+    expected = run_mix(mix, HW, MOST_CYCLES)
+    if expected is None:
+        # Only where the original throws tiles away.
+        assert (mix.scheduler, result.status) == (Scheduler.SPATIAL_SPLIT, "deadlock")
+        return
+    assert result.status == "ok"
+    for index, row in enumerate(result.tenants):
+        layers = range(index * LAYER_STRIDE, index * LAYER_STRIDE + len(row["layers"]))
+        assert [layer["start_cycle"] for layer in row["layers"]] == [expected.starts[layer] for layer in layers]
+        assert [layer["finish_cycle"] for layer in row["layers"]] == [expected.finishes[layer] for layer in layers]
+    counts = result.cycles, result.dram["reads"], result.dram["writes"]
+    assert counts == (expected.cycles, expected.reads, expected.writes)
+    check_service(mix, result.tenants)
+
+
+def check_service(mix: Mix, rows: Any) -> None:
+    """Every layer moved exactly the bytes of its tiles, after its tenant's arrival and the layers that it reads."""
+    for tenant, row in zip(mix.tenants, rows, strict=True):
+        assert row["start_cycle"] >= tenant.arrival_cycle
+        assert row["finish_cycle"] == max(layer["finish_cycle"] for layer in row["layers"])
+        for info, layer, consumers in zip(tenant.program.layers, row["layers"], tenant.program.consumers, strict=True):
+            assert (layer["load_bytes"], layer["store_bytes"]) == (info.load_bytes, info.store_bytes)
+            for consumer in consumers:
+                assert layer["start_cycle"] <= layer["finish_cycle"] <= row["layers"][consumer]["start_cycle"]
+
+
+@settings(max_examples=3, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(plans=st.lists(mix_plans(), min_size=LANES - 1, max_size=LANES - 1))
+def test_random_mixes_equal_the_scalar_schedulers(plans: list[MixPlan]) -> None:
+    batch = [plan.build() for plan in plans]
+    for mix, result in zip(batch, run_batch(batch), strict=True):
+        check(mix, result)
+
+
+@pytest.mark.slow
+@settings(max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(plans=st.lists(mix_plans(), min_size=LANES - 1, max_size=LANES - 1))
+def test_many_random_mixes_equal_the_scalar_schedulers(plans: list[MixPlan]) -> None:
+    batch = [plan.build() for plan in plans]
+    for mix, result in zip(batch, run_batch(batch), strict=True):
+        check(mix, result)
+
+
+def test_every_request_is_served_once() -> None:
+    batch, results = reference()
+    for mix, result in zip(batch, results, strict=True):
+        assert result["status"] == "ok"
+        check_service(mix, result["tenants"])
+        moved = [sum(layer[key] for layer in result["layers"]) for key in ("load_bytes", "store_bytes")]
+        assert moved == [result["dram"]["read_bytes"], result["dram"]["write_bytes"]]
+
+
+def test_schedulers_differ() -> None:
+    """The comparisons here would prove nothing if they did not."""
+    _, results = reference()
+    ends = {tuple(row["finish_cycle"] for row in result["tenants"]) for result in results[: len(Scheduler)]}
+    assert len(ends) == len(Scheduler)
+
+
+def test_lanes_apart() -> None:
+    batch, results = reference()
+    [alone] = simulate_mixes([MixPoint(HW, batch[-1], compat=True, max_cycles=MOST_CYCLES)])
+    assert alone.to_json() == results[-1]
+
+
+def test_permuted_lanes() -> None:
+    batch, results = reference()
+    assert [result.to_json() for result in run_batch(batch[::-1])] == results[::-1]
+
+
+@pytest.mark.parametrize("options", [{"idle_skip": False}, {"chunk_iterations": 37}], ids=str)
+def test_idle_skip_and_chunks_change_nothing(options: dict[str, Any]) -> None:
+    batch, results = reference()
+    assert [result.to_json() for result in run_batch(batch, **options)] == results
+
+
+def test_what_has_not_ended_is_null() -> None:
+    batch, _ = reference()
+    result = run_batch(batch, max_cycles=LATE // 2)[-1]
+    assert result.status == "cycle_limit"
+    assert result.tenants[0]["finish_cycle"] < LATE // 2
+    assert [row["start_cycle"] for row in result.tenants[2:]] == [None, None]
+    assert [row["finish_cycle"] for row in result.tenants[2:]] == [None, None]
+
+
+@pytest.mark.slow
+def test_overflows_have_names() -> None:
+    """Long tiles on some cores, and many tiles without work of layers that do not wait for them."""
+    layers = (LayerPlan(2, rows=40), LayerPlan(6, rows=8), LayerPlan(80, rows=0), LayerPlan(80, rows=0))
+    batch = [MixPlan((TenantPlan(layers),), scheduler).build() for scheduler in Scheduler]
+    programs = [mix.tenants[0].program for mix in batch]
+    shape = dataclasses.replace(mix_shape_of(HW, mix_needs(batch[0]), 1, compat=True), queue_parts=1, reports=1)
+    params = params_of(HW, compat=True, max_cycles=MOST_CYCLES, idle_skip=True)
+    statuses: dict[Scheduler, str] = {}
+    engine.run(
+        NpuMachine(shape),
+        mix_tables_of(programs, shape),
+        stack_params([params] * len(batch)),
+        stack_inputs([mix_input(mix, [index], shape) for index, mix in enumerate(batch)]),
+        [1.0] * len(batch),
+        width=len(batch),
+        on_lane=lambda lane, state: statuses.update(
+            {batch[lane].scheduler: mix_result_of(HW, batch[lane], state).status}
+        ),
+    )
+    assert statuses[Scheduler.SIMPLE] == "ok"
+    assert statuses[Scheduler.TIME_MULTIPLEX] == "overflow_tile_reports"
+    assert statuses[Scheduler.PARTITION_CPU] == "overflow_tile_queue"
+
+
+def test_programs_that_are_no_tenants_are_refused() -> None:
+    mix = PLANS[0].build()
+    first, second = mix.tenants
+    chain = dataclasses.replace(first, program=dataclasses.replace(first.program, consumers=()))
+    with pytest.raises(ConfigError, match="was not lowered as a tenant"):
+        simulate_mixes([MixPoint(HW, dataclasses.replace(mix, tenants=(chain, second)), compat=True)])
+    small = HW.with_overrides({"cores.count": CORES // 2})
+    with pytest.raises(ConfigError, match="lowered for 4 cores, the chip has 2"):
+        simulate_mixes([MixPoint(small, mix, compat=True)])

@@ -1,0 +1,118 @@
+"""Simulation of mixes: several workloads on one chip, many such chips side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hwconfigs import HwConfig
+from lowering.mix import Mix
+from lowering.program import Program
+from vsim import devices, engine
+from vsim.bounds import dram_peak_bytes_per_cycle
+from vsim.engine import Progress
+from vsim.npu.compile import ProgramNeeds, params_of, stack_params
+from vsim.npu.compile_mix import mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
+from vsim.npu.machine import NpuMachine
+from vsim.npu.results import SimResult
+from vsim.npu.results_mix import mix_result_of
+from vsim.npu.types import NpuShape
+
+LEAST_NEEDS = ProgramNeeds(1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class MixPoint:
+    """One configuration with its mix. compat: follow ONNXim to the cycle; max_cycles: core cycles or no limit."""
+
+    hw: HwConfig
+    mix: Mix
+    compat: bool = False
+    max_cycles: int | None = None
+    label: str = ""
+
+
+def simulate_mixes(
+    points: Sequence[MixPoint],
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_result: Callable[[int, SimResult], None] | None = None,
+    idle_skip: bool = True,
+    lanes: int | None = None,
+    chunk_iterations: int = engine.CHUNK_ITERATIONS,
+) -> list[SimResult]:
+    """Simulate points side by side; results come back in the order of the points. Options: see `vsim.api.simulate`.
+
+    Points may differ in tenants, scheduler, arrivals and hardware; on_progress reports each group of equal machine
+    shapes by itself. Raises ConfigError for hardware that is not modelled, before anything runs.
+    """
+    devices.prepare()
+    results: list[SimResult | None] = [None] * len(points)
+    for members, machine in _groups(points):
+        group = [points[index] for index in members]
+
+        def keep(index: int, state: Any, members: list[int] = members) -> None:
+            point = members[index]
+            result = results[point] = mix_result_of(points[point].hw, points[point].mix, state)
+            if on_result is not None:
+                on_result(point, result)
+
+        programs, which = _programs(group)
+        inputs = [mix_input(point.mix, of_lane, machine.shape) for point, of_lane in zip(group, which, strict=True)]
+        params = [params_of(p.hw, compat=p.compat, max_cycles=p.max_cycles, idle_skip=idle_skip) for p in group]
+        shared, stacked, mixes = mix_tables_of(programs, machine.shape), stack_params(params), stack_inputs(inputs)
+        engine.run(
+            machine,
+            shared,
+            stacked,
+            mixes,
+            [_estimate(point) for point in group],
+            width=lanes or devices.lanes_side_by_side(engine.bytes_per_lane(machine, shared, stacked, mixes)),
+            on_lane=keep,
+            on_progress=on_progress,
+            chunk_iterations=chunk_iterations,
+        )
+    return [result for result in results if result is not None]
+
+
+def _groups(points: Sequence[MixPoint]) -> list[tuple[list[int], NpuMachine]]:
+    """Points by shape. Points that differ in nothing but what their mixes need share the larger of the shapes."""
+    families: dict[tuple[NpuShape, bool], list[int]] = {}
+    for index, point in enumerate(points):
+        family = mix_shape_of(point.hw, LEAST_NEEDS, 1, compat=point.compat)
+        families.setdefault((family, point.compat), []).append(index)
+    groups = []
+    for (_, compat), members in families.items():
+        needs = [mix_needs(points[index].mix) for index in members]
+        most = np.max([[n.inflight, n.descriptors, n.entries, n.layers] for n in needs], axis=0).tolist()
+        tenants = max(len(points[index].mix.tenants) for index in members)
+        shape = mix_shape_of(points[members[0]].hw, ProgramNeeds(*most), tenants, compat=compat)
+        groups.append((members, NpuMachine(shape)))
+    return groups
+
+
+def _programs(points: Sequence[MixPoint]) -> tuple[list[Program], list[list[int]]]:
+    """Distinct program objects, and the indices of each lane's programs."""
+    index: dict[int, int] = {}
+    programs: list[Program] = []
+    which = []
+    for point in points:
+        for tenant in point.mix.tenants:
+            if id(tenant.program) not in index:
+                index[id(tenant.program)] = len(programs)
+                programs.append(tenant.program)
+        which.append([index[id(tenant.program)] for tenant in point.mix.tenants])
+    return programs, which
+
+
+def _estimate(point: MixPoint) -> float:
+    """Expected length in core cycles, to start long lanes first: the last arrival, or all work one after the other."""
+    core = point.hw.core(0)
+    arrays = core.rows * core.cols * point.hw.cores.count
+    layers = [layer for tenant in point.mix.tenants for layer in tenant.program.layers]
+    moved = sum(layer.load_bytes + layer.store_bytes for layer in layers)
+    work = max(sum(layer.macs for layer in layers) / arrays, moved / dram_peak_bytes_per_cycle(point.hw))
+    return max(work, float(point.mix.tenants[-1].arrival_cycle))

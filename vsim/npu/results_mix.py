@@ -1,0 +1,69 @@
+"""Results of a lane that ran a mix."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from hwconfigs import HwConfig
+from lowering.mix import Mix, Tenant
+from vsim.bounds import Roofs, roofs_of
+from vsim.npu.results import SimResult, chip_result, share, two_words
+from vsim.npu.types import NpuOutcome
+
+
+def mix_result_of(hw: HwConfig, mix: Mix, state: NpuOutcome) -> SimResult:
+    """Read a lane's outcome (NumPy leaves, no lane axis). Tenants come in the order of the list they were made from.
+
+    layers: those of all tenants in the order in which they finished, each with the place of its tenant in that list.
+    """
+    roofs, layers_each = roofs_of(hw), state.schedule.producers_left.shape[0] // state.schedule.layers_left.shape[0]
+    tenants = [_tenant(hw, roofs, tenant, state, index * layers_each) for index, tenant in enumerate(mix.tenants)]
+    rows = [row for tenant in tenants for row in tenant["layers"]]
+    rows.sort(key=lambda row: math.inf if row["finish_cycle"] is None else row["finish_cycle"])
+    warnings = tuple(dict.fromkeys(text for tenant in mix.tenants for text in tenant.program.warnings))
+    listed = sorted(zip(mix.tenants, tenants, strict=True), key=lambda pair: pair[0].position)
+    return replace(chip_result(hw, state, tuple(rows), warnings), tenants=tuple(row for _, row in listed))
+
+
+def _tenant(hw: HwConfig, roofs: Roofs, tenant: Tenant, state: NpuOutcome, first: int) -> dict[str, Any]:
+    """Null start: nothing of it started; null finish: not all of it finished."""
+    layers = [_layer(hw, roofs, tenant, state, first + index, index) for index in range(tenant.program.n_layers)]
+    starts = [layer["start_cycle"] for layer in layers if layer["start_cycle"] is not None]
+    finishes = [layer["finish_cycle"] for layer in layers]
+    return {
+        "name": tenant.name,
+        "request_time": tenant.request_time_ms,
+        "arrival_cycle": tenant.arrival_cycle,
+        "start_cycle": min(starts, default=None),
+        "finish_cycle": None if None in finishes else max(finishes),
+        "load_bytes": sum(layer["load_bytes"] for layer in layers),
+        "store_bytes": sum(layer["store_bytes"] for layer in layers),
+        "layers": layers,
+    }
+
+
+def _layer(hw: HwConfig, roofs: Roofs, tenant: Tenant, state: NpuOutcome, row: int, index: int) -> dict[str, Any]:
+    info, schedule = tenant.program.layers[index], state.schedule
+    start, finish = (_cycle(table[row]) for table in (schedule.start, schedule.finish))
+    duration = finish - start if start is not None and finish is not None else 0
+    load = int(schedule.load_requests[row]) * hw.dram.request_bytes
+    store = int(schedule.store_requests[row]) * hw.dram.request_bytes
+    return {
+        "tenant": tenant.position,
+        "name": info.name,
+        "op": info.op,
+        "start_cycle": start,
+        "finish_cycle": finish,
+        "macs": info.macs,
+        "load_bytes": load,
+        "store_bytes": store,
+        "macs_per_byte": info.macs / (load + store) if load + store else None,
+        "utilization": share(info.macs, duration * roofs.macs),
+        "dram_utilization": share(load + store, duration * roofs.dram_bytes),
+    }
+
+
+def _cycle(words: Any) -> int | None:
+    return two_words(words) if words[0] >= 0 else None
