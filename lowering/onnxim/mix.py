@@ -76,7 +76,7 @@ def _lower(request: Request, reader: GraphReader, hw: HwConfig, lists: int) -> P
     graph = reader.launch(request.batch, sizes)
     emitter = _TenantEmitter(request.name, hw, MappingTable(hw, request.given), lists)
     emitter.emit_graph(graph)
-    return replace(emitter.builder.build(), consumers=graph.consumers, unbound=tuple(emitter.unbound))
+    return replace(emitter.builder.build(emitter.warnings), consumers=graph.consumers, unbound=tuple(emitter.unbound))
 
 
 class _TenantEmitter(LayerEmitter):
