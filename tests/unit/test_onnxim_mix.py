@@ -125,7 +125,7 @@ def write_list(folder: Path, content: Any) -> Path:
 
 
 def test_model_lists_are_read(folder: Path):
-    (folder / "tokens" / "tokens.mapping").write_text("[T] N8 C64 M64 - [O] N1 C1 M1 - [I] N8 C64 M64\n")
+    (folder / "tokens" / "tokens.mapping").write_text("[T] N1 C64 M64 - [O] N1 C1 M1 - [I] N8 C64 M64\n")
     entries = [
         {"name": "mlp", "request_time": 0.5, "partition_id": 1},
         {"name": "tokens", "batch_size": 2, "tokens": 8, "seq_len": 3, "nr_atten": -1},
