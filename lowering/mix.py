@@ -21,11 +21,17 @@ class Scheduler(StrEnum):
     """Every tenant has cores of its own; a core without tiles starts the next layer of its partition."""
     SPATIAL_SPLIT = "spatial_split"
     """Cores are dealt out to the tenants at hand, and take the next tile of their tenant when they are free."""
+    DYNAMIC = "dynamic"
+    """A core without tiles takes the next of the tenant of highest priority that has any; layers start when they are
+    ready. Tiles that add to the same sums stay together. Not in ONNXim."""
 
     @property
     def code(self) -> int:
         """Number of the scheduler in the tables of the cycle-level model."""
         return list(Scheduler).index(self)
+
+
+ONNXIM_SCHEDULERS = tuple(scheduler for scheduler in Scheduler if scheduler is not Scheduler.DYNAMIC)
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Tenant:
 
     arrival_cycle: core cycle in whose tick it arrives, 0 <= arrival_cycle <= MAX_ARRIVAL_CYCLE. partition: which cores
     it may use (PARTITION_CPU only). position: its place in the list that the mix was made from. request_time_ms: as
-    the list gives it.
+    the list gives it. priority: 0 is served first, equal ones in the order of their arrival (DYNAMIC only).
     """
 
     name: str
@@ -43,6 +49,7 @@ class Tenant:
     partition: int = 0
     position: int = 0
     request_time_ms: float = 0.0
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Mix:
     """Tenants of one chip, in the order of their arrival.
 
     core_partitions: partition of each core. Programs have one list of tiles a layer for every core that the tenant may
-    use: all of the chip, those of its partition, or, under SPATIAL_SPLIT, a single list from which all cores take.
+    use: all of the chip, those of its partition, or, under SPATIAL_SPLIT and DYNAMIC, a single list for all cores.
     lists_rotate: lists go round the cores from layer to layer (see `Program`), as in ONNXim; else list i is always that
     of the i-th core.
     """

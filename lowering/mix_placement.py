@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 
@@ -11,10 +12,11 @@ from hwconfigs.errors import ConfigError, UserError
 from hwconfigs.schema import HwConfig
 from lowering.address_space import ALIGNMENT_BYTES
 from lowering.mix import MAX_ARRIVAL_CYCLE, Mix, Scheduler, Tenant
-from lowering.program import Col, Op, Program
+from lowering.program import Col, Op, Program, TileCol
 
-SCHEDULERS = (Scheduler.SIMPLE, Scheduler.TIME_MULTIPLEX, Scheduler.PARTITION_CPU)
-"""Those that keep the tiles of a layer on the cores that lowering chose: chains of partial sums must not be split."""
+SCHEDULERS = (Scheduler.SIMPLE, Scheduler.TIME_MULTIPLEX, Scheduler.PARTITION_CPU, Scheduler.DYNAMIC)
+"""Those that do not split chains of partial sums."""
+MAX_PRIORITY = 1 << 16
 NO_PARTITION = 1 << 10
 """Partition of cores that nobody uses."""
 
@@ -24,13 +26,14 @@ class Workload:
     """A model that serves requests one after the other, with the same weights and buffers.
 
     program: lowered for `cores` (for the whole chip where that is empty) and for nothing else. arrival_cycles: of its
-    requests, in any order.
+    requests, in any order. priority: see `Tenant`, below MAX_PRIORITY.
     """
 
     name: str
     program: Program
     arrival_cycles: tuple[int, ...]
     cores: tuple[int, ...] = ()
+    priority: int = 0
 
 
 def chip_of_cores(hw: HwConfig, cores: Sequence[int]) -> HwConfig:
@@ -53,6 +56,12 @@ def place_workloads(name: str, workloads: Sequence[Workload], hw: HwConfig, sche
     next_block = 0
     for index, workload in enumerate(workloads):
         program = _moved(workload.program, next_block)
+        if scheduler is Scheduler.DYNAMIC:
+            program = _in_one_list(program, hw)
+        if not 0 <= workload.priority < MAX_PRIORITY:
+            raise UserError(
+                f"tenant {workload.name}: priority {workload.priority} is out of range 0..{MAX_PRIORITY - 1}"
+            )
         next_block += _blocks(workload.program)
         if not workload.arrival_cycles:
             raise UserError(f"tenant {workload.name} has no requests")
@@ -61,7 +70,7 @@ def place_workloads(name: str, workloads: Sequence[Workload], hw: HwConfig, sche
                 raise UserError(f"tenant {workload.name}: a request arrives in core cycle {cycle}, out of range")
             requests.append((cycle, index, program))
     tenants = [
-        Tenant(workloads[index].name, program, cycle, index, position)
+        Tenant(workloads[index].name, program, cycle, index, position, priority=workloads[index].priority)
         for position, (cycle, index, program) in enumerate(sorted(requests, key=lambda request: request[:2]))
     ]
     return Mix(name, tuple(tenants), scheduler, partitions, lists_rotate=False)
@@ -92,6 +101,29 @@ def _moved(program: Program, blocks: int) -> Program:
     rows[memory, Col.FIRST_BLOCK] += blocks
     chain = tuple((layer + 1,) for layer in range(program.n_layers - 1))
     return replace(program, rows=rows, consumers=(*chain, ()), unbound=(False,) * program.n_layers)
+
+
+def _in_one_list(program: Program, hw: HwConfig) -> Program:
+    """The tiles of each layer in one list: chains of partial sums in one piece, from each core's list in turn."""
+    if hw.cores.overrides:
+        raise ConfigError(f"{hw.name}: scheduler dynamic needs cores of one kind")
+    order: list[int] = []
+    ranges: list[tuple[int, int]] = []
+    for lists in program.schedule.tolist():
+        chains = [_chains(program, first, end) for first, end in lists]
+        start = len(order)
+        for turn in zip_longest(*chains, fillvalue=range(0)):
+            for chain in turn:
+                order.extend(chain)
+        ranges.append((start, len(order)))
+    schedule = np.asarray(ranges, np.int32).reshape(program.n_layers, 1, 2)
+    return replace(program, tiles=program.tiles[order], schedule=schedule)
+
+
+def _chains(program: Program, first: int, end: int) -> list[range]:
+    """A core's tiles, those that add to the same sums together."""
+    begins = [tile for tile in range(first, end) if not program.tiles[tile, TileCol.ACCUMULATE]]
+    return [range(begin, stop) for begin, stop in zip(begins, [*begins[1:], end], strict=True)]
 
 
 def _blocks(program: Program) -> int:

@@ -3,7 +3,7 @@
 ```yaml
 hw: npu-server-128x128x4            # preset, YAML file or ONNXim JSON file
 set: {dram.channels: 8}             # keys of it that differ
-scheduler: time_multiplex           # simple, time_multiplex or partition_cpu
+scheduler: time_multiplex           # simple, time_multiplex, partition_cpu or dynamic
 tenants:
   - {name: vision, model: onnx:light_resnet50, batch: 1, arrival: {at_once: 2}}
   - {name: text, model: bert.onnx, dims: {sequence: 128}, arrival: {interval_us: 250, requests: 4}}
@@ -11,7 +11,8 @@ tenants:
   - {name: traced, model: m.onnx, arrival: {times_us: [0, 12.5, 90]}}
 ```
 
-Paths are relative to the file. `cores` go with scheduler partition_cpu, where every tenant has its own.
+Paths are relative to the file. `cores` go with scheduler partition_cpu, where every tenant has its own; `priority` (0
+is served first) matters to dynamic, where a free core takes the next tile of the foremost tenant.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from hwconfigs.validation import Frozen, build, within
 from hwconfigs.yaml_file import read_document
 from lowering import lower
 from lowering.mix import Mix, Scheduler
-from lowering.mix_placement import Workload, chip_of_cores, place_workloads
+from lowering.mix_placement import MAX_PRIORITY, Workload, chip_of_cores, place_workloads
 from lowering.program import Program
 
 MAX_REQUESTS = 64
@@ -82,6 +83,7 @@ class TenantSpec(Frozen):
     dims: dict[str, Annotated[int, within(1, 1 << 30)]] = {}
     arrival: Arrival = Arrival(at_once=1)
     cores: tuple[Annotated[int, within(0, 1023)], ...] = ()
+    priority: Annotated[int, within(0, MAX_PRIORITY - 1)] = 0
 
 
 class MixSpec(Frozen):
@@ -117,7 +119,7 @@ def _workload(path: Path, tenant: TenantSpec, hw: HwConfig, known: dict[tuple[An
         known[key] = lower(_beside(path, tenant.model), chip, batch=tenant.batch, dims=tenant.dims)
     per_us = hw.clocks.core_mhz
     cycles = tuple(round(time * per_us) for time in tenant.arrival.microseconds())
-    return Workload(tenant.name, known[key], cycles, tenant.cores)
+    return Workload(tenant.name, known[key], cycles, tenant.cores, tenant.priority)
 
 
 def _beside(path: Path, name: str) -> str:

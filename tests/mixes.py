@@ -38,6 +38,7 @@ class TenantPlan:
     layers: tuple[LayerPlan, ...]
     arrival_cycle: int = 0
     partition: int = 0
+    priority: int = 0
 
 
 def build_program(name: str, layers: tuple[LayerPlan, ...], lists: int, first_block: int) -> Program:
@@ -71,10 +72,11 @@ def build_mix(plans: tuple[TenantPlan, ...], scheduler: Scheduler, partitions: t
     for index, plan in enumerate(sorted(plans, key=lambda plan: plan.arrival_cycle)):
         lists = {
             Scheduler.SPATIAL_SPLIT: 1,
+            Scheduler.DYNAMIC: 1,
             Scheduler.PARTITION_CPU: partitions.count(plan.partition),
         }.get(scheduler, CORES)
         program = build_program(f"tenant{index}", plan.layers, lists, 4096 * index)
-        tenants.append(Tenant(program.name, program, plan.arrival_cycle, plan.partition, index))
+        tenants.append(Tenant(program.name, program, plan.arrival_cycle, plan.partition, index, priority=plan.priority))
     return Mix("mix", tuple(tenants), scheduler, partitions)
 
 
@@ -118,6 +120,7 @@ def mix_plans(draw: st.DrawFn) -> MixPlan:
         layer_plans(),
         arrival_cycle=st.sampled_from([0, 0, 1, 150, 1000]),
         partition=st.sampled_from(sorted(set(partitions))),
+        priority=st.integers(0, 2),
     )
     tenants = draw(st.lists(tenant, min_size=1, max_size=MOST_TENANTS))
     return MixPlan(tuple(tenants), draw(st.sampled_from(list(Scheduler))), partitions)

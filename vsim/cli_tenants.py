@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwconfigs.errors import UserError, nearest
 from hwconfigs.schema import HwConfig
-from lowering.mix import Scheduler
+from lowering.mix import ONNXIM_SCHEDULERS, Scheduler
 
 if TYPE_CHECKING:
     from lowering.onnxim.mix import Request
@@ -129,7 +129,7 @@ def _run_alone(request: Request, folder: Path, hw: HwConfig, max_cycles: int | N
 def _scheduler(hw: HwConfig, given: str | None) -> Scheduler:
     name = given or (hw.onnxim.scheduler if hw.onnxim is not None else None)
     if name is None:
-        raise UserError(f"{hw.name} names no scheduler: add --scheduler NAME; valid: {', '.join(Scheduler)}")
-    if name not in list(Scheduler):
-        raise UserError(f"scheduler {name!r} is unknown{nearest(name, Scheduler)}")
+        raise UserError(f"{hw.name} names no scheduler: add --scheduler NAME; valid: {', '.join(ONNXIM_SCHEDULERS)}")
+    if name not in ONNXIM_SCHEDULERS:
+        raise UserError(f"scheduler {name!r} is none of ONNXim's{nearest(name, ONNXIM_SCHEDULERS)}")
     return Scheduler(name)

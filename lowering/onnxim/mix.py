@@ -14,7 +14,7 @@ import onnx
 from hwconfigs.errors import UserError
 from hwconfigs.schema import HwConfig
 from lowering.address_space import AddressSpace
-from lowering.mix import MAX_ARRIVAL_CYCLE, Mix, Scheduler, Tenant
+from lowering.mix import MAX_ARRIVAL_CYCLE, ONNXIM_SCHEDULERS, Mix, Scheduler, Tenant
 from lowering.onnxim.graph import GraphReader
 from lowering.onnxim.layers import LayerEmitter
 from lowering.onnxim.mapping_table import MappingTable
@@ -50,6 +50,8 @@ def lower_onnxim_mix(requests: Sequence[Request], hw: HwConfig, scheduler: Sched
     """
     if not requests:
         raise UserError("a mix needs at least one request")
+    if scheduler not in ONNXIM_SCHEDULERS:
+        raise UserError(f"scheduler {scheduler.value!r} is none of ONNXim's: {', '.join(ONNXIM_SCHEDULERS)}")
     partitions = _core_partitions(hw)
     space = AddressSpace()
     readers: dict[str, GraphReader] = {}

@@ -1,4 +1,4 @@
-"""ONNXim's schedulers for several requests in plain Python: `onnxim.md` sections 9.1 and 9.2, on the scalar chip.
+"""The schedulers for several requests in plain Python: `onnxim.md` sections 9.1 and 9.2, and ours, on the scalar chip.
 
 The oracle of `vsim.npu.tenants`: queues of tiles are lists, every event of a tick is a call, nothing is batched.
 """
@@ -74,7 +74,8 @@ class Requests:
             self.finishes[tile.layer] = cycle
             self.active -= 1
             tenant.finish_layer(layer)
-            self.of_tenant[index] = deque()
+            if self.scheduler is Scheduler.SPATIAL_SPLIT:
+                self.of_tenant[index] = deque()
         self.refresh(cycle)
 
     def ask(self, core: int, cycle: int) -> Tile | None:
@@ -84,6 +85,8 @@ class Requests:
                 self.starts.setdefault(queue[0].layer, cycle)
                 return queue.popleft()
             return None
+        if self.scheduler is Scheduler.DYNAMIC and not self.of_core[core]:
+            self._pull(core, cycle)
         if self.of_core[core]:
             return self.of_core[core].popleft()
         self.refresh(cycle)
@@ -107,12 +110,25 @@ class Requests:
                     if not self.of_core[core] and mine:
                         cores = [other for other, owner in enumerate(self.partitions) if owner == partition]
                         self._start(mine[0], cores, cores.index(core), cycle)
-            case Scheduler.SPATIAL_SPLIT:
+            case Scheduler.SPATIAL_SPLIT | Scheduler.DYNAMIC:
                 for tenant in self.live:
                     if not self.of_tenant[tenant.index] and tenant.ready:
                         layer = tenant.ready.popleft()
                         self.active += 1
                         self.of_tenant[tenant.index].extend(tenant.tiles[layer][0])
+
+    def _pull(self, core: int, cycle: int) -> None:
+        """A whole chain of the foremost tenant goes to the core."""
+        waiting = [tenant for tenant in self.live if self.of_tenant[tenant.index]]
+        if not waiting:
+            return
+        foremost = min(waiting, key=lambda tenant: (tenant.tenant.priority, tenant.index))
+        tiles = self.of_tenant[foremost.index]
+        self.starts.setdefault(tiles[0].layer, cycle)
+        self.of_core[core].append(tiles.popleft())
+        while tiles and tiles[0].accumulate:
+            self.of_core[core].append(tiles.popleft())
+        self.refresh(cycle)
 
     def _start(self, tenant: _Live, cores: list[int] | range, offset: int, cycle: int) -> None:
         if not tenant.ready:

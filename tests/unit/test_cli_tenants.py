@@ -102,7 +102,11 @@ def test_options_that_do_not_go_together(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--scheduler", "time-multiplex"], "scheduler 'time-multiplex' is unknown; did you mean 'time_multiplex'?"),
+        (
+            ["--scheduler", "time-multiplex"],
+            "scheduler 'time-multiplex' is none of ONNXim's; did you mean 'time_multiplex'?",
+        ),
+        (["--scheduler", "dynamic"], "scheduler 'dynamic' is none of ONNXim's"),
         (["--hw", "npu-mobile-8x8"], "names no scheduler: add --scheduler NAME"),
         (["--models-dir", "nowhere"], "first.onnx: no such file"),
     ],

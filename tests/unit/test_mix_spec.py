@@ -62,6 +62,9 @@ def results(program: Program, on_two: Program) -> dict:
             CHIP,
             Scheduler.PARTITION_CPU,
         ),
+        "dynamic": place_workloads(
+            "dynamic", [Workload("a", program, (0,), (), 1), Workload("b", program, (0,))], CHIP, Scheduler.DYNAMIC
+        ),
     }
     return dict(zip(mixes, simulate_mixes([MixPoint(CHIP, mix) for mix in mixes.values()]), strict=True))
 
@@ -95,6 +98,17 @@ def test_partitions_work_side_by_side(results: dict):
     first, second = results["apart"].tenants
     assert first["start_cycle"] == second["start_cycle"] == 0
     assert all(core["compute_active_cycles"] > 0 for core in results["apart"].cores)
+
+
+def test_priority_is_served_first(results: dict):
+    """The other only gets tiles that it leaves."""
+    slow, fast = results["dynamic"].tenants
+    alone = results["alone"].tenants[0]["finish_cycle"]
+    assert results["dynamic"].status == "ok"
+    assert fast["finish_cycle"] < slow["finish_cycle"]
+    assert fast["finish_cycle"] < min(tenant["finish_cycle"] for tenant in results["two"].tenants)
+    assert results["dynamic"].dram["read_bytes"] == 2 * results["alone"].dram["read_bytes"]
+    assert fast["finish_cycle"] < 1.5 * alone
 
 
 def blocks(program: Program) -> set[int]:

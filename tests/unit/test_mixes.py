@@ -25,7 +25,7 @@ from vsim.npu.machine import NpuMachine
 from vsim.npu.results import SimResult
 from vsim.npu.results_mix import mix_result_of
 
-LANES = 8
+LANES = 9
 MOST_CYCLES = 20_000
 """Many times the length of any drawn mix: what still runs has lost tiles."""
 

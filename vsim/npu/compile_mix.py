@@ -74,6 +74,7 @@ def mix_tables_of(programs: Sequence[Program], shape: NpuShape) -> MixTables:
         producers=table([_producers(program) for program in programs], layers),
         unbound=table([np.asarray(program.unbound, np.int32) for program in programs], layers),
         tile_count=table([(s[..., 1] - s[..., 0]).sum(axis=1) for s in schedules], layers),
+        chain_end=_chain_ends(tiles),
     )
 
 
@@ -110,6 +111,16 @@ def _padded(table: NDArray[Any], least: int, *columns: int) -> Array:
     return jnp.asarray(result)
 
 
+def _chain_ends(tiles: NDArray[Any]) -> Array:
+    """A tile that accumulates continues the chain of the one before it."""
+    begins = np.flatnonzero(tiles[:, TileCol.ACCUMULATE] == 0)
+    ends = np.append(begins[1:], len(tiles))
+    of_chain = np.searchsorted(begins, np.arange(len(tiles)), side="right") - 1
+    result = np.zeros(power_of_two(len(tiles), 16), np.int32)
+    result[: len(tiles)] = ends[of_chain]
+    return jnp.asarray(result)
+
+
 def _consumers(program: Program) -> NDArray[np.int32]:
     most = max((len(waiting) for waiting in program.consumers), default=0)
     rows = [[*waiting, *[-1] * (most - len(waiting))] for waiting in program.consumers]
@@ -139,6 +150,7 @@ def mix_input(mix: Mix, which: Sequence[int], shape: NpuShape) -> MixInput:
         "tenant_partition": of_tenants([tenant.partition if by_partition else 0 for tenant in mix.tenants]),
         "core_partition": np.asarray([*partitions, *[-1] * beyond], np.int32),
         "core_position": np.asarray([*positions, *[0] * beyond], np.int32),
+        "priority": of_tenants([tenant.priority for tenant in mix.tenants]),
         "rotates": np.int32(mix.lists_rotate),
     }
     return MixInput(**arrays)

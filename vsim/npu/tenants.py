@@ -12,7 +12,9 @@ The schedulers differ in a few rules, each of which is a selection by the lane's
 * PARTITION_CPU: the cores are gone through, and for each without tiles the next layer of the first tenant of its
   partition starts;
 * SPATIAL_SPLIT: every tenant without tiles starts its next layer, but cores that ask in vain change nothing. Here the
-  tiles wait in a queue per tenant, otherwise in one per core.
+  tiles wait in a queue per tenant, otherwise in one per core;
+* DYNAMIC: layers start likewise, and their tiles wait in a pool per tenant. A core whose queue is empty takes a chain
+  of tiles from a pool into its queue, which is an event of its own.
 
 The last axis of every array is the lane.
 """
@@ -69,7 +71,9 @@ def start(shape: NpuShape, program: MixTables, mix: MixInput) -> TenantSchedule:
         tiles_left=of_layers(program.tile_count).reshape(tenants * layers, lanes),
         queue_layer=zeros(queues, parts), queue_next=zeros(queues, parts), queue_end=zeros(queues, parts),
         queue_head=zeros(queues), queue_count=zeros(queues), queue_fresh=jnp.zeros((queues, lanes), bool),
-        waiting_tiles=zeros(queues), slot_layer=zeros(cores, 2), report_layer=zeros(cores, shape.reports),
+        waiting_tiles=zeros(queues), pool_layer=zeros(tenants), pool_next=zeros(tenants), pool_end=zeros(tenants),
+        pool_fresh=jnp.zeros((tenants, lanes), bool), slot_layer=zeros(cores, 2),
+        report_layer=zeros(cores, shape.reports),
         report_head=zeros(cores), start=zeros(tenants * layers, 2) - 1, finish=zeros(tenants * layers, 2) - 1,
         load_requests=zeros(tenants * layers), store_requests=zeros(tenants * layers),
     )  # fmt: skip
@@ -184,11 +188,14 @@ def _take_event(program: MixTables, s: TenantSchedule, core: CoreState, event: _
 
     Second result: `CoreState.finished`.
     """
-    s, finished = _report(program, s, core, s.cursor >> 1, event.reports)
+    at, pulls = s.cursor >> 1, event.requests & _is(s, Scheduler.DYNAMIC)
+    s, finished = _report(program, s, core, at, event.reports)
+    s = _pull(program, s, core, at, pulls)
     s = s.replace(
         arrived=s.arrived + event.arrives,
         scan=jnp.where(event.happens, 0, s.scan),
-        cursor=s.cursor + (event.reports | event.requests),
+        # A core that has pulled tiles asks again.
+        cursor=s.cursor + (event.reports | (event.requests & ~pulls)),
     )
     return s, finished
 
@@ -218,6 +225,29 @@ def _report(
         queue_count=put(s.queue_count, drops, 0, tenant),
     )
     return _queue_consumers(program, s, tenant, number, completes), add(core.finished, reports, -1, at)
+
+
+def _pull(program: MixTables, s: TenantSchedule, core: CoreState, at: Array, pulls: Array) -> TenantSchedule:
+    """Core `at` (int32[L]), whose queue is empty, takes the next chain of tiles of the foremost tenant that has any."""
+    tenants, parts = s.pool_next.shape[0], s.queue_layer.shape[1]
+    rank = s.mix.priority * tenants + numbers(tenants)
+    foremost = least(jnp.where(s.pool_next < s.pool_end, rank, FAR))
+    tenant = settle(jnp.where(foremost == FAR, 0, foremost % tenants))
+    first, layer = pick(s.pool_next, tenant), pick(s.pool_layer, tenant)
+    end = jnp.minimum(program.chain_end.at[first].get(mode="clip"), pick(s.pool_end, tenant))
+    begins = settle(pulls & pick(s.pool_fresh, tenant))
+    place = pick(s.queue_head, at) & (parts - 1)
+    now = jnp.broadcast_to(absolute(core), (2, *layer.shape))
+    return s.replace(
+        queue_layer=put(s.queue_layer, pulls, layer, at, place),
+        queue_next=put(s.queue_next, pulls, first, at, place),
+        queue_end=put(s.queue_end, pulls, end, at, place),
+        queue_count=add(s.queue_count, pulls, 1, at),
+        waiting_tiles=add(s.waiting_tiles, pulls, end - first, at),
+        pool_next=put(s.pool_next, pulls, end, tenant),
+        pool_fresh=s.pool_fresh & ~((numbers(tenants) == tenant) & pulls),
+        start=put(s.start, jnp.broadcast_to(begins, now.shape), now, layer, numbers(2)),
+    )
 
 
 def _queue_consumers(
@@ -280,16 +310,19 @@ def _start_layer(
     no_tiles = s.waiting_tiles == 0
     count = fold(jnp.add, at_hand(s).astype(jnp.int32), 0)
 
-    idle = looks & ~any_of(~no_tiles) & (count > 0) & ~partitioned & ~split
+    pooled = _is(s, Scheduler.DYNAMIC)
+    idle = looks & ~any_of(~no_tiles) & (count > 0) & ~partitioned & ~split & ~pooled
     turn = jnp.where(idle & _is(s, Scheduler.TIME_MULTIPLEX), (s.turn + 1) % jnp.maximum(count, 1), s.turn)
     simple = _is(s, Scheduler.SIMPLE)
     next_tenant = _tenant_at(s, jnp.where(simple, 0, turn))
     one = idle & _is_ready(s, next_tenant) & (~simple | (s.active == 0))
 
-    of_core = _tenants_of_partitions(s)
-    further = numbers(s.waiting_tiles.shape[0]) >= s.scan
-    tenant_of_queue = jnp.where(split, numbers(s.waiting_tiles.shape[0]), of_core)
-    can = settle(no_tiles & further & _is_ready(s, tenant_of_queue) & (partitioned | split))
+    of_core, queues = _tenants_of_partitions(s), numbers(s.waiting_tiles.shape[0])
+    further = queues >= s.scan
+    tenant_of_queue = jnp.where(split | pooled, queues, of_core)
+    no_pool = jnp.concatenate([s.pool_next >= s.pool_end, jnp.zeros_like(no_tiles[s.pool_next.shape[0] :])])
+    none_waits = jnp.where(pooled, no_pool, no_tiles)
+    can = settle(none_waits & further & _is_ready(s, tenant_of_queue) & (partitioned | split | pooled))
     site = _first(can)
     many = looks & (site < can.shape[0])
     site = jnp.minimum(site, can.shape[0] - 1)
@@ -317,17 +350,21 @@ def _queue_tiles(
     started = s.layers_started + (begins & ~split)
     shift = jnp.where(s.mix.rotates > 0, jnp.where(unbound, s.tiles_rotated + offset, started), 0)
     own = s.mix.core_partition == pick(s.mix.tenant_partition, tenant)
-    takes = jnp.where(split, numbers(queues) == tenant, own)
-    number_of_list = jnp.where(split, 0, (s.mix.core_position - shift) % lists)
+    pooled = _is(s, Scheduler.DYNAMIC)
+    single = split | pooled
+    takes = jnp.where(single, numbers(queues) == tenant, own)
+    number_of_list = jnp.where(single, 0, (s.mix.core_position - shift) % lists)
     place = (row * cores + number_of_list) * 2
     table = program.schedule.reshape(-1)
     first, end = (table.at[place + column].get(mode="clip") for column in range(2))
     count = settle(jnp.where(takes & begins, end - first, 0))
-    push = count > 0
+    push = (count > 0) & ~pooled
     tail = (s.queue_head + s.queue_count) & (parts - 1)
     where, queue = push, numbers(queues)
     now = jnp.broadcast_to(absolute(core), (2, *layer.shape))
-    starts_now = jnp.broadcast_to(begins & ~split, now.shape)
+    starts_now = jnp.broadcast_to(begins & ~single, now.shape)
+    tenants = s.pool_next.shape[0]
+    fills = (numbers(tenants) == tenant) & begins & pooled
     overflow = any_of(push & (s.queue_count >= parts))
     s = s.replace(
         ready_first=add(s.ready_first, begins, 1, tenant),
@@ -339,7 +376,11 @@ def _queue_tiles(
         queue_end=put(s.queue_end, where, end, queue, tail),
         queue_count=s.queue_count + push,
         queue_fresh=s.queue_fresh | (push & split),
-        waiting_tiles=s.waiting_tiles + count,
+        waiting_tiles=s.waiting_tiles + jnp.where(pooled, 0, count),
+        pool_layer=jnp.where(fills, layer, s.pool_layer),
+        pool_next=jnp.where(fills, first[:tenants], s.pool_next),
+        pool_end=jnp.where(fills, end[:tenants], s.pool_end),
+        pool_fresh=s.pool_fresh | fills,
         start=put(s.start, starts_now, now, layer, numbers(2)),
     )
     return s, overflow
@@ -404,7 +445,8 @@ def _place_of_next_event(
     # Whether a queue that runs empty in this tick is empty in time is left to the event itself.
     empties = (s.waiting_tiles[:size] - gets) == 0
     could_part = _is(s, Scheduler.PARTITION_CPU) & any_of(empties & _is_ready(s, _tenants_of_partitions(s)[:size]))
-    request = jnp.where(vain & (could_turn | could_part), 2 * cores + 1, 2 * size)
+    could_pull = _is(s, Scheduler.DYNAMIC) & any_of(s.pool_next < s.pool_end)
+    request = jnp.where(vain & (could_turn | could_part | could_pull), 2 * cores + 1, 2 * size)
     report = jnp.where((core.finished > 0) & (2 * cores >= s.cursor), 2 * cores, 2 * size)
     return least(settle(jnp.minimum(request, report)))
 

@@ -139,6 +139,7 @@ class MixTables(ProgramTables):
     schedule: int32[programs, N, C, 2], of each list of tiles; lists: int32[programs], how many there are.
     consumers: int32[programs, N, most], layers that wait for a layer, -1 where there are fewer; producers:
     int32[programs, N], for how many a layer waits. unbound: int32[programs, N]. tile_count: int32[programs, N].
+    chain_end: int32[tiles], the tile behind those that add to the same sums as each.
     """
 
     lists: Array
@@ -146,6 +147,7 @@ class MixTables(ProgramTables):
     producers: Array
     unbound: Array
     tile_count: Array
+    chain_end: Array
 
 
 class Pass(NamedTuple):
@@ -268,6 +270,8 @@ class MixInput(struct.PyTreeNode):
     """int32[W], -1 beyond the cores; equal for all where the scheduler knows no partitions."""
     core_position: Array
     """int32[W], of a core within its partition."""
+    priority: Array
+    """int32[T], below 2**16, 0 first (DYNAMIC only)."""
     rotates: Array
     """int32[], 1: a layer's lists of tiles go round the cores (see `lowering.mix.Mix`)."""
 
@@ -313,6 +317,12 @@ class TenantSchedule(struct.PyTreeNode):
     """bool[W], no tile of the layer at the head has been taken (SPATIAL_SPLIT only)."""
     waiting_tiles: Array
     """int32[W], tiles in the queue."""
+    pool_layer: Array
+    """int32[T], DYNAMIC only: the layer that started last, next tile that no core has taken, and end of its tiles."""
+    pool_next: Array
+    pool_end: Array
+    pool_fresh: Array
+    """bool[T], no tile of it has been taken."""
     slot_layer: Array
     """int32[C, 2], layer of the tile in the slot."""
     report_layer: Array
