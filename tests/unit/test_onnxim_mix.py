@@ -96,6 +96,8 @@ def test_requests_that_cannot_run_are_refused():
         lower_onnxim_mix([], SERVER, Scheduler.SIMPLE)
     with pytest.raises(UserError, match=r"model A: partition_id = 7, but no core is in that partition.*are in: 0, 1"):
         lower_onnxim_mix([Request("A", MLP, partition=7)], PARTITIONED, Scheduler.PARTITION_CPU)
+    with pytest.raises(UserError, match="scheduler 'dynamic' is none of ONNXim's"):
+        lower_onnxim_mix([Request("A", MLP)], SERVER, Scheduler.DYNAMIC)
     with pytest.raises(UserError, match="model A: request_time = -1"):
         lower_onnxim_mix([Request("A", MLP, -1.0)], SERVER, Scheduler.SIMPLE)
     with pytest.raises(UserError, match="model A: output_seq_len"):
