@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from figures.data import FigureError
-from figures.roofline import check_suffix
+from figures.roofline import check_target
 from figures.style import DOUBLE_COLUMN_IN, PNG_DPI, paper_style
 
 _ROW_IN = 0.14
@@ -26,7 +26,7 @@ _LEAST_CYCLES = 50
 
 def save_compat_faults(content: Mapping[str, Any], path: Path) -> None:
     """Draw the comparison into a file; its suffix is the format. Raises FigureError where that is not possible."""
-    check_suffix(path)
+    check_target(path)
     with paper_style():
         figure = draw_compat_faults(content)
         try:

@@ -37,10 +37,10 @@ _FORMATS = (".pdf", ".png", ".svg")
 def save_roofline(result: Mapping[str, Any], path: Path) -> None:
     """Draw the roofline of a result (`SimResult.to_json`) into a file; its suffix is the format.
 
-    Raises FigureError for a suffix that `check_suffix` refuses, a file that cannot be written, and results without a
+    Raises FigureError for a file that `check_target` refuses, a file that cannot be written, and results without a
     finished layer that has products.
     """
-    check_suffix(path)
+    check_target(path)
     with paper_style():
         figure = draw_roofline(result["layers"], result["roofs"], result["cycles"] / result["time_us"])
         try:
@@ -49,10 +49,12 @@ def save_roofline(result: Mapping[str, Any], path: Path) -> None:
             raise FigureError(f"{path}: cannot write the figure there: {error.strerror}") from error
 
 
-def check_suffix(path: Path) -> None:
-    """Raise FigureError for a file whose suffix is not .pdf, .png or .svg."""
+def check_target(path: Path) -> None:
+    """Raise FigureError for a file whose suffix is not .pdf, .png or .svg, or whose folder does not exist."""
     if path.suffix not in _FORMATS:
         raise FigureError(f"{path}: a figure is written as {', '.join(_FORMATS)}")
+    if not path.parent.is_dir():
+        raise FigureError(f"{path}: there is no folder {path.parent} to write the figure to")
 
 
 def draw_roofline(layers: Sequence[Mapping[str, Any]], roofs: Mapping[str, float], core_mhz: float) -> Figure:

@@ -70,7 +70,15 @@ def place_workloads(name: str, workloads: Sequence[Workload], hw: HwConfig, sche
                 raise UserError(f"tenant {workload.name}: a request arrives in core cycle {cycle}, out of range")
             requests.append((cycle, index, program))
     tenants = [
-        Tenant(workloads[index].name, program, cycle, index, position, priority=workloads[index].priority)
+        Tenant(
+            workloads[index].name,
+            program,
+            cycle,
+            index,
+            position,
+            request_time_ms=cycle / hw.clocks.core_mhz / 1e3,
+            priority=workloads[index].priority,
+        )
         for position, (cycle, index, program) in enumerate(sorted(requests, key=lambda request: request[:2]))
     ]
     return Mix(name, tuple(tenants), scheduler, partitions, lists_rotate=False)

@@ -93,16 +93,18 @@ def _fix_dimensions(model: LoadedModel, inputs: list[ValueInfoProto], batch: int
     """Write `batch` and `dims` into the shapes of the graph's inputs, in place."""
     names: set[str] = set()
     open_dims: list[str] = []
+    batched = False
     for item in inputs:
         if not item.type.tensor_type.HasField("shape"):
             raise ModelError(f"model {model.path}: input {item.name} has no shape; vsim needs its rank")
         for axis, dim in enumerate(item.type.tensor_type.shape.dim):
             if dim.HasField("dim_value") and dim.dim_value > 0:
                 if axis == 0 and dim.dim_value == 1:
-                    dim.dim_value = batch
+                    dim.dim_value, batched = batch, True
                 continue
             name = dim.dim_param if dim.dim_param.strip("?") else f"{item.name}.{axis}"
             names.add(name)
+            batched = batched or (axis == 0 and name not in dims)
             size = dims.get(name, batch if axis == 0 else 0)
             if size < 0 or (name in dims and size == 0):
                 raise ModelError(f"--dim {name}={size}: must be at least 1")
@@ -116,6 +118,12 @@ def _fix_dimensions(model: LoadedModel, inputs: list[ValueInfoProto], batch: int
             raise ModelError(f"--dim {name}: model {model.path} has no open dimension of that name{known}")
     if open_dims:
         raise ModelError(f"model {model.path}: {'; '.join(dict.fromkeys(open_dims))}")
+    if batch > 1 and not batched:
+        shapes = "; ".join(f"{item.name} {list(_shape(item))}" for item in inputs)
+        raise ModelError(
+            f"--batch {batch}: no input of model {model.path} has a first dimension that is open or 1 ({shapes}); export "
+            "it with an open batch dimension"
+        )
 
 
 def _rebatch_reshapes(proto: onnx.ModelProto, batch: int) -> None:

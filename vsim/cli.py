@@ -162,9 +162,9 @@ def run(
     hardware = _hardware(hw, overrides)
     hardware.check_modelled()
     if roofline is not None:
-        from figures.roofline import check_suffix
+        from figures.roofline import check_target
 
-        check_suffix(roofline)
+        check_target(roofline)
     from lowering import MappingTable, lower
 
     program = lower(
@@ -189,11 +189,19 @@ def run(
 
         [result] = simulate([point], on_progress=advance, idle_skip=not no_idle_skip)
     content = {"model": model, "hw": hardware.name, **result.to_json()}
-    if roofline is not None:
-        from figures.roofline import save_roofline
+    if compat and hardware.dram.is_table and not hardware.dram.is_onnxim:
+        content["warnings"].append(
+            f"dram.standard {hardware.dram.standard} of {hardware.name} is none of ONNXim's memories: the original has "
+            "no such cycles; give its own configuration with --hw FILE.json"
+        )
+    try:
+        _report(content, as_json)
+    finally:
+        # The figure comes second: a result without a layer to draw is still printed.
+        if roofline is not None:
+            from figures.roofline import save_roofline
 
-        save_roofline(content, roofline)
-    _report(content, as_json)
+            save_roofline(content, roofline)
 
 
 def _report(content: dict[str, Any], as_json: bool) -> None:
@@ -238,9 +246,9 @@ def explain_compat(
     hardware = _hardware(hw, overrides)
     hardware.check_modelled()
     if figure is not None:
-        from figures.roofline import check_suffix
+        from figures.roofline import check_target
 
-        check_suffix(figure)
+        check_target(figure)
     workload = comparison_of(model, batch, _parse_dims(dims, least=0), prefill=prefill, decode=decode, context=context)
     from vsim import devices
     from vsim.api import Progress

@@ -69,6 +69,18 @@ def test_a_run_cut_short_exits_with_1(mm: str, capsys: pytest.CaptureFixture[str
     assert "stopped with status cycle_limit" in capsys.readouterr().out
 
 
+def test_a_figure_that_cannot_be_drawn_costs_no_result(mm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    nowhere = str(tmp_path / "missing" / "roof.png")
+    assert main(["run", mm, "--hw", "npu-mobile-8x8", "--roofline", nowhere]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, "there is no folder" in printed.err) == ("", True)
+    run = ["run", mm, "--hw", "npu-mobile-8x8", "--max-cycles", "100", "--roofline", str(tmp_path / "roof.png")]
+    assert main(run) == 2
+    printed = capsys.readouterr()
+    assert "stopped with status cycle_limit" in printed.out
+    assert "nothing to draw" in printed.err
+
+
 def test_tables_name_layers_and_totals(mm: str, capsys: pytest.CaptureFixture[str]):
     assert main(["run", mm, "--hw", "npu-mobile-8x8"]) == 0
     text = capsys.readouterr().out
@@ -87,7 +99,10 @@ def test_compat_runs_a_convolution_as_recorded(tmp_path: Path, capsys: pytest.Ca
     chip.write_text(json.dumps(json.loads((DATA / "onnxim_configs.json").read_text())["E1_conv_n1_c16_h8_m16_k3_s1"]))
     assert main(["run", str(model), "--hw", str(chip), "--compat", "onnxim", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["status"], result["cycles"]) == ("ok", 3020)
+    assert (result["status"], result["cycles"], result["warnings"]) == ("ok", 3020, [])
+    assert main(["run", str(model), "--hw", "npu-mobile-8x8", "--compat", "onnxim", "--json"]) == 0
+    [warning] = json.loads(capsys.readouterr().out)["warnings"]
+    assert "none of ONNXim's memories" in warning
 
 
 def test_dim_and_unknown_operators(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -409,6 +409,14 @@ def test_open_dimensions_name_the_flag(tmp_path: Path) -> None:
     assert lower(path, MOBILE, batch=3, dims={"seq": 5}).layers[0].store_bytes == 3 * 5 * 32
 
 
+def test_a_batch_that_no_input_takes_is_refused(tmp_path: Path) -> None:
+    model = Model(x=[256, 16])
+    model.add("Relu", ["x"], "y")
+    path = model.save(tmp_path, "y")
+    with pytest.raises(ModelError, match=r"--batch 4: no input .* first dimension that is open or 1 \(x \[256, 16\]\)"):
+        lower(path, MOBILE, batch=4)
+
+
 def test_shape_arithmetic_is_folded(tmp_path: Path) -> None:
     model = Model(x=["n", 16, 4, 4])
     model.add("Shape", ["x"], "shape")

@@ -121,6 +121,8 @@ def test_every_workload_has_memory_of_its_own(program: Program):
     first, other, second = place_workloads("m", workloads, CHIP, Scheduler.SIMPLE).tenants
     assert (first.name, other.name, second.name) == ("a", "b", "a")
     assert first.program is second.program
+    # 7 cycles at 1 GHz.
+    assert (first.request_time_ms, second.request_time_ms) == (0.0, 7e-6)
     assert max(blocks(first.program)) < min(blocks(other.program))
 
 
