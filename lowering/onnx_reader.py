@@ -119,10 +119,10 @@ def _fix_dimensions(model: LoadedModel, inputs: list[ValueInfoProto], batch: int
     if open_dims:
         raise ModelError(f"model {model.path}: {'; '.join(dict.fromkeys(open_dims))}")
     if batch > 1 and not batched:
-        shapes = "; ".join(f"{item.name} {list(_shape(item))}" for item in inputs)
+        shapes = "; ".join(f"{item.name} {list(_shape(item) or ())}" for item in inputs)
         raise ModelError(
-            f"--batch {batch}: no input of model {model.path} has a first dimension that is open or 1 ({shapes}); export "
-            "it with an open batch dimension"
+            f"--batch {batch}: no input of model {model.path} has a first dimension that is open or 1 ({shapes}); "
+            "export it with an open batch dimension"
         )
 
 
