@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import zip_longest
 
 from hwconfigs.schema import CoreConfig
 from lowering.address_space import AddressSpace
@@ -35,6 +34,7 @@ from lowering.mapping_table import lines_of
 from lowering.operators import Cost, latency
 from lowering.parts import CoreKind, Forced, Heuristic, MappingChooser, Part
 from lowering.program import LayerInfo
+from lowering.weight_layout import place_streams
 
 MAX_WEIGHT_ENTRIES = 480
 """Scratchpad entries for weight blocks in one tile."""
@@ -312,11 +312,7 @@ class _WeightsOf:
 
 @dataclass
 class _Weights:
-    """Where the constant weights lie: in the order in which the chip reads them.
-
-    Tiles that the cores work on at the same time take turns block by block, so that the cores, who are about equally
-    fast, read neighbouring addresses and share the open rows of the DRAM instead of closing each other's.
-    """
+    """Where the constant weights lie: those of tiles that the cores work on at the same time are placed together."""
 
     plan: Plan
     chip: Chip
@@ -344,14 +340,9 @@ class _Weights:
             for tile, step, core in together
             if (key := _weights_of(tile, step, core)) not in self.places
         }
-        address = self.space.allocate(sum(map(sum, pieces.values())))
-        places: dict[_WeightsOf, list[int]] = {key: [] for key in pieces}
-        for turn in zip_longest(*pieces.values(), fillvalue=0):
-            for key, size in zip(places, turn, strict=True):
-                if size:
-                    places[key].append(address)
-                address += size
-        self.places |= {key: tuple(addresses) for key, addresses in places.items()}
+        if pieces:
+            streams = place_streams(self.space, tuple(pieces.values()), self.chip.open_rows)
+            self.places |= zip(pieces, streams, strict=True)
 
     def blocks(self, tile: OutputTile, step: ReductionStep, core: CoreConfig) -> WeightBlocks:
         """The blocks that the tile needs on `core`."""

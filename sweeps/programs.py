@@ -66,8 +66,9 @@ def _lower(point: Point) -> Program | UserError:
 def program_key(point: Point) -> Hashable:
     """Return what decides the program of a point, among the points of one sweep.
 
-    Of the hardware that is its `Chip` (cores, element and request size), all that lowering gets to see, and the options
-    of an imported ONNXim configuration. Clocks, DMA, DRAM timing and channels, and the NoC do not shape a program.
+    Of the hardware that is its `Chip` (cores, element and request size, how DRAM rows lie in the address space), all
+    that lowering gets to see, and the options of an imported ONNXim configuration. Clocks, DMA, DRAM timing and queues,
+    and the NoC do not shape a program.
     """
     # The link between the chips of a tensor-parallel model has a bandwidth; programs know it in bytes per core cycle.
     link_clock = point.hw.clocks.core_mhz if "link_gbps" in point.dims else None
