@@ -115,7 +115,7 @@ class LanguageComparison:
         end = max(i for i, layer in enumerate(program.layers) if layer.name.startswith(LAYER_PREFIX)) + 1
         releases = program.releases[:end]
         return replace(
-            program, schedule=program.schedule[:end], layers=program.layers[:end], releases=releases, repeat=None
+            program, schedule=program.schedule[:end], layers=program.layers[:end], releases=releases, repeats=()
         )
 
     def rows(self, original: Program, default: Program) -> list[Row]:
