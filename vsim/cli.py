@@ -45,6 +45,12 @@ class Compat(StrEnum):
     ONNXIM = "onnxim"
 
 
+HwOption = Annotated[str, typer.Option("--hw", help="Preset, YAML file or ONNXim JSON file.")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Size of a dynamic first dimension.")]
+DimsOption = Annotated[
+    list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="Size of a dynamic dimension. Repeatable.")
+]
+MaxCyclesOption = Annotated[int | None, typer.Option("--max-cycles", min=1, help="Stop after so many core cycles.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a hardware key, e.g. dram.channels=8. Repeatable."),
@@ -70,24 +76,20 @@ def root(
 
 @app.command()
 def run(
-    hw: Annotated[str, typer.Option("--hw", help="Preset, YAML file or ONNXim JSON file.")],
+    hw: HwOption,
     model: Annotated[
         str | None,
         typer.Argument(help="ONNX file, onnx:light_resnet50 for a graph of the onnx package, or an LLM's config.json."),
     ] = None,
     overrides: SetOption = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Size of a dynamic first dimension.")] = 1,
-    dims: Annotated[
-        list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="Size of a dynamic dimension. Repeatable.")
-    ] = None,
+    batch: BatchOption = 1,
+    dims: DimsOption = None,
     compat: Annotated[Compat | None, typer.Option("--compat", help="Reproduce another simulator to the cycle.")] = None,
     skip_unknown: Annotated[
         bool, typer.Option("--skip-unknown", help="Leave out operators that are not modelled, with a warning.")
     ] = False,
     mapping: MappingOption = None,
-    max_cycles: Annotated[
-        int | None, typer.Option("--max-cycles", min=1, help="Stop after so many core cycles.")
-    ] = None,
+    max_cycles: MaxCyclesOption = None,
     no_idle_skip: Annotated[bool, typer.Option("--no-idle-skip", help="Step every cycle, also idle ones.")] = False,
     prefill: Annotated[
         int | None, typer.Option("--prefill", min=1, metavar="TOKENS", help="config.json: run a prompt so long.")
@@ -219,12 +221,10 @@ def _report(content: dict[str, Any], as_json: bool) -> None:
 @app.command("explain-compat")
 def explain_compat(
     model: Annotated[str, typer.Argument(help="ONNX file, or ONNXim's JSON of a language model.")],
-    hw: Annotated[str, typer.Option("--hw", help="Preset, YAML file or ONNXim JSON file.")],
+    hw: HwOption,
     overrides: SetOption = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Size of a dynamic first dimension.")] = 1,
-    dims: Annotated[
-        list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="Size of a dynamic dimension. Repeatable.")
-    ] = None,
+    batch: BatchOption = 1,
+    dims: DimsOption = None,
     prefill: Annotated[
         int | None, typer.Option("--prefill", min=1, metavar="TOKENS", help="Language model: run a prompt so long.")
     ] = None,
@@ -232,9 +232,7 @@ def explain_compat(
     context: Annotated[
         int | None, typer.Option("--context", min=1, metavar="TOKENS", help="Language model: tokens in the KV cache.")
     ] = None,
-    max_cycles: Annotated[
-        int | None, typer.Option("--max-cycles", min=1, help="Give up after so many core cycles.")
-    ] = None,
+    max_cycles: MaxCyclesOption = None,
     figure: Annotated[
         Path | None, typer.Option("--figure", metavar="FILE", help="Draw the table: .png, .pdf or .svg.")
     ] = None,
@@ -275,9 +273,7 @@ def explain_compat(
 @app.command()
 def mix(
     spec: Annotated[Path, typer.Argument(metavar="MIX.yaml", help="Tenants, arrivals, scheduler and hardware.")],
-    max_cycles: Annotated[
-        int | None, typer.Option("--max-cycles", min=1, help="Stop after so many core cycles.")
-    ] = None,
+    max_cycles: MaxCyclesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Simulate tenants that share one chip; lowering/mix_spec.py explains the file."""
@@ -297,12 +293,10 @@ def mix(
 @app.command("map")
 def map_model(
     model: Annotated[str, typer.Argument(help="ONNX file, or onnx:light_resnet50 for a graph of the onnx package.")],
-    hw: Annotated[str, typer.Option("--hw", help="Preset, YAML file or ONNXim JSON file.")],
+    hw: HwOption,
     overrides: SetOption = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Size of a dynamic first dimension.")] = 1,
-    dims: Annotated[
-        list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="Size of a dynamic dimension. Repeatable.")
-    ] = None,
+    batch: BatchOption = 1,
+    dims: DimsOption = None,
     mapping: MappingOption = None,
     search: Annotated[
         int | None, typer.Option("--search", metavar="K", min=1, help="Try the K best of every layer, cycle by cycle.")
