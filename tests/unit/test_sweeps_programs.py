@@ -78,13 +78,16 @@ def test_lowering_does_not_read_timing(tmp_path: Path, key: str, compat: str | N
 
 
 def test_a_sweep_of_64_points_lowers_each_distinct_pair_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Two models and two arrays, and sixteen memories that lowering does not see: four programs."""
+    """Two models and two arrays, and sixteen memories whose differences lowering does not see: four programs.
+
+    It sees how rows lie in the address space (`lowering.chip.OpenRows`), so other channels are another chip.
+    """
     save_model(models.mm(32, 32, 32), tmp_path / "mm.onnx")
     save_model(models.mlp(16, 32, 24, 8), tmp_path / "mlp.onnx")
     spec = tmp_path / "spec.yaml"
     spec.write_text(
         "name: t\nbase: npu-mobile-8x8\nsweep: {model: [mm.onnx, mlp.onnx], cores.rows: [8, 16], "
-        "dram.channels: [1, 2, 4, 8], clocks.dram_mhz: [300, 600, 900, 1200]}\n"
+        "dram.read_queue: [16, 32, 64, 128], clocks.dram_mhz: [300, 600, 900, 1200]}\n"
     )
     lowered: list[tuple[str, int]] = []
 
