@@ -47,8 +47,6 @@ ALTERED = {
     "clocks.dram_mhz": 333,
     "dma.outstanding_requests": 64,
     "dma.descriptors_per_cycle": 1,
-    "dram.standard": "simple",
-    "dram.channels": 8,
     "dram.read_queue": 8,
     "dram.write_queue": 8,
     "dram.latency_cycles": 7,
