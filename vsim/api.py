@@ -14,7 +14,7 @@ import numpy as np
 
 from hwconfigs import HwConfig
 from lowering.onnxim.faults import NONE, Repairs
-from lowering.program import Program
+from lowering.program import LayerInfo, Program
 from vsim import devices, engine
 from vsim.engine import Progress
 from vsim.npu.compile import ProgramNeeds, params_of, program_needs, shape_of, stack_params, tables_of
@@ -72,7 +72,7 @@ def simulate(
                 on_result(point, result)
 
         group = [points[index] for index in members]
-        programs, which = _distinct([point.program for point in group])
+        programs, which = distinct_programs([point.program for point in group])
         params = [
             parameters(p.hw, compat=p.compat, max_cycles=p.max_cycles, idle_skip=idle_skip, repaired=p.repaired)
             for p in group
@@ -129,7 +129,7 @@ class _Totals:
 
 def _groups(points: Sequence[SimPoint]) -> list[tuple[list[int], NpuMachine]]:
     """Points by shape. Points that differ in nothing but what their programs need share the larger of the shapes."""
-    programs, which = _distinct([point.program for point in points])
+    programs, which = distinct_programs([point.program for point in points])
     needs_of = [program_needs(program) for program in programs]
     needs = [needs_of[index] for index in which]
     families: dict[NpuShape, list[int]] = {}
@@ -149,7 +149,7 @@ def _groups(points: Sequence[SimPoint]) -> list[tuple[list[int], NpuMachine]]:
     return groups
 
 
-def _distinct(programs: Sequence[Program]) -> tuple[list[Program], list[int]]:
+def distinct_programs(programs: Sequence[Program]) -> tuple[list[Program], list[int]]:
     """Distinct program objects and, for every lane, the index of its own."""
     index: dict[int, int] = {}
     distinct: list[Program] = []
@@ -177,8 +177,11 @@ def _once_per_object(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _estimate(hw: HwConfig, program: Program) -> float:
+    return expected_cycles(hw, program.layers)
+
+
+def expected_cycles(hw: HwConfig, layers: Sequence[LayerInfo]) -> float:
     """Expected length in core cycles, to start long lanes first: the larger of the compute and the memory bound."""
-    layers = program.layers
     core = hw.core(0)
     compute = sum(layer.macs for layer in layers) / (core.rows * core.cols * hw.cores.count)
     moved = sum(layer.load_bytes + layer.store_bytes for layer in layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hwconfigs import HwConfig
 from lowering.mix import Mix
 from lowering.program import Program
 from vsim import devices, engine
-from vsim.bounds import dram_peak_bytes_per_cycle
+from vsim.api import distinct_programs, expected_cycles
 from vsim.engine import Progress
 from vsim.npu.compile import ProgramNeeds, params_of, stack_params
 from vsim.npu.compile_mix import mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
@@ -96,23 +97,12 @@ def _groups(points: Sequence[MixPoint]) -> list[tuple[list[int], NpuMachine]]:
 
 def _programs(points: Sequence[MixPoint]) -> tuple[list[Program], list[list[int]]]:
     """Distinct program objects, and the indices of each lane's programs."""
-    index: dict[int, int] = {}
-    programs: list[Program] = []
-    which = []
-    for point in points:
-        for tenant in point.mix.tenants:
-            if id(tenant.program) not in index:
-                index[id(tenant.program)] = len(programs)
-                programs.append(tenant.program)
-        which.append([index[id(tenant.program)] for tenant in point.mix.tenants])
-    return programs, which
+    programs, which = distinct_programs([tenant.program for point in points for tenant in point.mix.tenants])
+    of_all = iter(which)
+    return programs, [list(islice(of_all, len(point.mix.tenants))) for point in points]
 
 
 def _estimate(point: MixPoint) -> float:
     """Expected length in core cycles, to start long lanes first: the last arrival, or all work one after the other."""
-    core = point.hw.core(0)
-    arrays = core.rows * core.cols * point.hw.cores.count
     layers = [layer for tenant in point.mix.tenants for layer in tenant.program.layers]
-    moved = sum(layer.load_bytes + layer.store_bytes for layer in layers)
-    work = max(sum(layer.macs for layer in layers) / arrays, moved / dram_peak_bytes_per_cycle(point.hw))
-    return max(work, float(point.mix.tenants[-1].arrival_cycle))
+    return max(expected_cycles(point.hw, layers), float(point.mix.tenants[-1].arrival_cycle))
