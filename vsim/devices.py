@@ -39,7 +39,7 @@ def compiler_options() -> dict[str, Any] | None:
     return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else None
 
 
-LONE_LANES = 24
+LONE_LANES = 32
 """Up to so many points per CPU core are simulated fastest one after the other (measured in tests/benchmarks)."""
 
 
