@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 import numpy as np
 
@@ -129,9 +129,9 @@ def _in_one_list(program: Program, hw: HwConfig) -> Program:
 
 
 def _chains(program: Program, first: int, end: int) -> list[range]:
-    """A core's tiles, those that add to the same sums together."""
+    """A core's tiles, those that add to the same sums together; a core may have none."""
     begins = [tile for tile in range(first, end) if not program.tiles[tile, TileCol.ACCUMULATE]]
-    return [range(begin, stop) for begin, stop in zip(begins, [*begins[1:], end], strict=True)]
+    return [range(begin, stop) for begin, stop in pairwise([*begins, end])]
 
 
 def _blocks(program: Program) -> int:

@@ -16,7 +16,7 @@ from lowering.mix_placement import Workload, place_workloads
 from lowering.mix_spec import load_mix
 from lowering.program import Col, Op, Program
 from tests import models
-from tests.mixes import HW
+from tests.mixes import CORES, HW
 from tests.sweep_results import save_model
 from vsim.api import SimPoint, simulate
 from vsim.cli import main
@@ -109,6 +109,16 @@ def test_priority_is_served_first(results: dict):
     assert 0 <= lost < slow["finish_cycle"] - fast["finish_cycle"]
     assert results["dynamic"].dram["read_bytes"] == 2 * results["alone"].dram["read_bytes"]
     assert fast["finish_cycle"] < 1.5 * alone
+
+
+def test_a_layer_need_not_have_tiles_for_every_core(folder: Path):
+    """A single row is a single tile, which stands in the one list of scheduler dynamic."""
+    small = lowered(folder, "small", (1, 8, 8), CHIP)
+    assert (small.schedule[0, :, 1] - small.schedule[0, :, 0]).tolist().count(0) == CORES - 1
+    mix = place_workloads("m", [Workload("a", small, (0,))], CHIP, Scheduler.DYNAMIC)
+    [tenant] = mix.tenants
+    assert tenant.program.schedule.shape[1] == 1
+    assert sorted(tenant.program.tiles.tolist()) == sorted(small.tiles.tolist())
 
 
 def blocks(program: Program) -> set[int]:
