@@ -40,7 +40,8 @@ class Tenant:
 
     arrival_cycle: core cycle in whose tick it arrives, 0 <= arrival_cycle <= MAX_ARRIVAL_CYCLE. partition: which cores
     it may use (PARTITION_CPU only). position: its place in the list that the mix was made from. request_time_ms: as
-    the list gives it. priority: 0 is served first, equal ones in the order of their arrival (DYNAMIC only).
+    the list gives it. priority: 0 is served first, equal ones in the order of their arrival (DYNAMIC only). workload:
+    index of the workload that it is a request of; None: requests are not told apart by workload.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Tenant:
     position: int = 0
     request_time_ms: float = 0.0
     priority: int = 0
+    workload: int | None = None
 
 
 @dataclass(frozen=True)

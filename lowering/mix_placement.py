@@ -43,21 +43,48 @@ def chip_of_cores(hw: HwConfig, cores: Sequence[int]) -> HwConfig:
     return hw.with_overrides({"cores.count": len(cores)})
 
 
-def place_workloads(name: str, workloads: Sequence[Workload], hw: HwConfig, scheduler: Scheduler) -> Mix:
+class PlacedPrograms:
+    """Programs as tenants run them, one object for each program, place in memory and form.
+
+    Mixes placed with the same one share the objects, and with them the tables of the cycle-level model.
+    """
+
+    def __init__(self) -> None:
+        # The originals are kept with the placed: a key holds their identity.
+        self._known: dict[tuple[int, int, bool], tuple[Program, Program]] = {}
+
+    def get(self, program: Program, first_block: int, hw: HwConfig, *, one_list: bool) -> Program:
+        """The program moved up by `first_block` blocks; one_list: see `Mix`."""
+        key = id(program), first_block, one_list
+        if key not in self._known:
+            moved = _moved(program, first_block)
+            self._known[key] = program, _in_one_list(moved, hw) if one_list else moved
+        return self._known[key][1]
+
+
+def place_workloads(
+    name: str,
+    workloads: Sequence[Workload],
+    hw: HwConfig,
+    scheduler: Scheduler,
+    placed: PlacedPrograms | None = None,
+) -> Mix:
     """Every request becomes a tenant; every workload has a region of memory of its own.
 
-    Raises UserError for schedulers that need other programs, core sets that overlap or do not exist, workloads without
-    requests, and arrivals outside 0..MAX_ARRIVAL_CYCLE.
+    placed: see `PlacedPrograms`. Raises UserError for schedulers that need other programs, programs that stand for more
+    than they hold, core sets that overlap or do not exist, workloads without requests, and arrivals outside
+    0..MAX_ARRIVAL_CYCLE.
     """
+    placed = placed or PlacedPrograms()
     if scheduler not in SCHEDULERS:
         raise UserError(f"scheduler {scheduler.value!r} needs --compat onnxim; valid: {', '.join(SCHEDULERS)}")
     partitions = _partitions(workloads, hw, scheduler)
     requests: list[tuple[int, int, Program]] = []
     next_block = 0
     for index, workload in enumerate(workloads):
-        program = _moved(workload.program, next_block)
-        if scheduler is Scheduler.DYNAMIC:
-            program = _in_one_list(program, hw)
+        if workload.program.repeats:
+            raise UserError(f"tenant {workload.name}: steady_layers are for single models: in a mix every layer runs")
+        program = placed.get(workload.program, next_block, hw, one_list=scheduler is Scheduler.DYNAMIC)
         if not 0 <= workload.priority < MAX_PRIORITY:
             raise UserError(
                 f"tenant {workload.name}: priority {workload.priority} is out of range 0..{MAX_PRIORITY - 1}"
@@ -78,6 +105,7 @@ def place_workloads(name: str, workloads: Sequence[Workload], hw: HwConfig, sche
             position,
             request_time_ms=cycle / hw.clocks.core_mhz / 1e3,
             priority=workloads[index].priority,
+            workload=index,
         )
         for position, (cycle, index, program) in enumerate(sorted(requests, key=lambda request: request[:2]))
     ]

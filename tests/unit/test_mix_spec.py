@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from hwconfigs import HwConfig
 from hwconfigs.errors import UserError
 from lowering import lower
 from lowering.mix import Scheduler
-from lowering.mix_placement import Workload, place_workloads
+from lowering.mix_placement import PlacedPrograms, Workload, place_workloads
 from lowering.mix_spec import load_mix
-from lowering.program import Col, Op, Program
+from lowering.program import Col, Op, Program, Repeat
 from tests import models
 from tests.mixes import CORES, HW
 from tests.sweep_results import save_model
@@ -196,3 +197,40 @@ def test_the_command(folder: Path, program: Program, capsys: pytest.CaptureFixtu
     assert (result["status"], result["scheduler"]) == ("ok", "time_multiplex")
     assert sorted(tenant["name"] for tenant in result["tenants"]) == ["a", "a", "a", "b", "b", "c"]
     assert all(tenant["start_cycle"] >= tenant["arrival_cycle"] for tenant in result["tenants"])
+
+
+def test_cores_are_dealt_out_evenly(folder: Path, program: Program):
+    """The first tenants get one more; other schedulers take no notice."""
+    text = MIX.replace("scheduler: time_multiplex", "scheduler: partition_cpu\ncore_split: even")
+    _, mix = load_mix(write(folder, text))
+    assert mix.core_partitions == (0, 0, 1, 2)
+    _, mix = load_mix(write(folder, MIX + "core_split: even\n"))
+    assert mix.core_partitions == load_mix(write(folder))[1].core_partitions
+    with pytest.raises(UserError, match=r"mix.yaml: 3 tenants cannot have cores of their own: the chip has 2"):
+        load_mix(write(folder, text.replace("set: {", "set: {cores.count: 2, ")))
+    with pytest.raises(UserError, match=r"core_split and cores of tenants exclude each other"):
+        load_mix(write(folder, text.replace("{name: c,", "{name: c, cores: [1],")))
+
+
+def test_extrapolated_programs_are_no_tenants(program: Program):
+    """They hold some of their layers only."""
+    short = replace(program, repeats=(Repeat("layer.", ((0, 1),), 3),))
+    with pytest.raises(UserError, match="tenant a: steady_layers are for single models"):
+        place_workloads("m", [Workload("a", short, (0,))], CHIP, Scheduler.SIMPLE)
+
+
+def test_mixes_share_placed_programs(program: Program):
+    placed = PlacedPrograms()
+
+    def programs(*workloads: Program, scheduler: Scheduler = Scheduler.SIMPLE) -> list[Program]:
+        mix = place_workloads("m", [Workload("a", each, (0,)) for each in workloads], CHIP, scheduler, placed)
+        return [tenant.program for tenant in mix.tenants]
+
+    first, second = programs(program, program)
+    assert first is not second
+    again, after = programs(program, program)
+    assert again is first
+    assert after is second
+    [pooled] = programs(program, scheduler=Scheduler.DYNAMIC)
+    assert pooled is not first
+    assert programs(program, scheduler=Scheduler.DYNAMIC)[0] is pooled
