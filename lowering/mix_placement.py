@@ -14,7 +14,7 @@ from lowering.address_space import ALIGNMENT_BYTES
 from lowering.mix import MAX_ARRIVAL_CYCLE, Mix, Scheduler, Tenant
 from lowering.program import Col, Op, Program, TileCol
 
-SCHEDULERS = (Scheduler.SIMPLE, Scheduler.TIME_MULTIPLEX, Scheduler.PARTITION_CPU, Scheduler.DYNAMIC)
+SCHEDULERS = tuple(scheduler for scheduler in Scheduler if scheduler is not Scheduler.SPATIAL_SPLIT)
 """Those that do not split chains of partial sums."""
 MAX_PRIORITY = 1 << 16
 NO_PARTITION = 1 << 10
@@ -26,7 +26,8 @@ class Workload:
     """A model that serves requests one after the other, with the same weights and buffers.
 
     program: lowered for `cores` (for the whole chip where that is empty) and for nothing else. arrival_cycles: of its
-    requests, in any order. priority: see `Tenant`, below MAX_PRIORITY.
+    requests, in any order. priority: see `Tenant`, below MAX_PRIORITY. deadline_cycles: from a request's arrival to its
+    deadline, >= 1; None: it has none.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Workload:
     arrival_cycles: tuple[int, ...]
     cores: tuple[int, ...] = ()
     priority: int = 0
+    deadline_cycles: int | None = None
 
 
 def chip_of_cores(hw: HwConfig, cores: Sequence[int]) -> HwConfig:
@@ -84,7 +86,7 @@ def place_workloads(
     for index, workload in enumerate(workloads):
         if workload.program.repeats:
             raise UserError(f"tenant {workload.name}: steady_layers are for single models: in a mix every layer runs")
-        program = placed.get(workload.program, next_block, hw, one_list=scheduler is Scheduler.DYNAMIC)
+        program = placed.get(workload.program, next_block, hw, one_list=scheduler.pools_tiles)
         if not 0 <= workload.priority < MAX_PRIORITY:
             raise UserError(
                 f"tenant {workload.name}: priority {workload.priority} is out of range 0..{MAX_PRIORITY - 1}"
@@ -106,10 +108,15 @@ def place_workloads(
             request_time_ms=cycle / hw.clocks.core_mhz / 1e3,
             priority=workloads[index].priority,
             workload=index,
+            deadline_cycle=_deadline(workloads[index], cycle),
         )
         for position, (cycle, index, program) in enumerate(sorted(requests, key=lambda request: request[:2]))
     ]
     return Mix(name, tuple(tenants), scheduler, partitions, lists_rotate=False)
+
+
+def _deadline(workload: Workload, arrival_cycle: int) -> int | None:
+    return None if workload.deadline_cycles is None else arrival_cycle + workload.deadline_cycles
 
 
 def _partitions(workloads: Sequence[Workload], hw: HwConfig, scheduler: Scheduler) -> tuple[int, ...]:
@@ -142,7 +149,7 @@ def _moved(program: Program, blocks: int) -> Program:
 def _in_one_list(program: Program, hw: HwConfig) -> Program:
     """The tiles of each layer in one list: chains of partial sums in one piece, from each core's list in turn."""
     if hw.cores.overrides:
-        raise ConfigError(f"{hw.name}: scheduler dynamic needs cores of one kind")
+        raise ConfigError(f"{hw.name}: schedulers dynamic and earliest_deadline need cores of one kind")
     order: list[int] = []
     ranges: list[tuple[int, int]] = []
     for lists in program.schedule.tolist():

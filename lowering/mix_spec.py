@@ -3,7 +3,7 @@
 ```yaml
 hw: npu-server-128x128x4            # preset, YAML file or ONNXim JSON file
 set: {dram.channels: 8}             # keys of it that differ
-scheduler: time_multiplex           # simple, time_multiplex, partition_cpu or dynamic
+scheduler: time_multiplex           # simple, time_multiplex, partition_cpu, dynamic or earliest_deadline
 tenants:
   - {name: vision, model: onnx:light_resnet50, batch: 1, arrival: {at_once: 2}}
   - {name: text, model: bert.onnx, dims: {sequence: 128}, arrival: {interval_us: 250, requests: 4}}
@@ -13,7 +13,8 @@ tenants:
 
 Paths are relative to the file. `cores` go with scheduler partition_cpu, where every tenant has its own; `core_split:
 even` beside `scheduler` deals the cores to the tenants in their order instead, and says nothing under other schedulers.
-`priority` (0 is served first) matters to dynamic, where a free core takes the next tile of the foremost tenant.
+`priority` (0 is served first) matters to dynamic, where a free core takes the next tile of the foremost tenant, and
+`deadline_us` (from a request's arrival) to earliest_deadline, which goes by deadlines instead.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class TenantSpec(Frozen):
     arrival: Arrival = Arrival(at_once=1)
     cores: tuple[Annotated[int, within(0, 1023)], ...] = ()
     priority: Annotated[int, within(0, MAX_PRIORITY - 1)] = 0
+    deadline_us: Microseconds | None = None
 
 
 class MixSpec(Frozen):
@@ -142,8 +144,10 @@ def mix_of(
     workloads = []
     for tenant, cores in zip(spec.tenants, _core_sets(spec, hw), strict=True):
         chip = chip_of_cores(hw, cores) if cores else hw
-        cycles = tuple(round(time * hw.clocks.core_mhz) for time in tenant.arrival.microseconds())
-        workloads.append(Workload(tenant.name, program_of(tenant, chip), cycles, cores, tenant.priority))
+        per_us, due = hw.clocks.core_mhz, tenant.deadline_us
+        cycles = tuple(round(time * per_us) for time in tenant.arrival.microseconds())
+        deadline = None if due is None else max(round(due * per_us), 1)
+        workloads.append(Workload(tenant.name, program_of(tenant, chip), cycles, cores, tenant.priority, deadline))
     return place_workloads(name, workloads, hw, spec.scheduler, placed)
 
 

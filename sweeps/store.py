@@ -3,7 +3,8 @@
 ``journal.jsonl``  one line per finished point, flushed to disk as it finishes; the only record of what is done;
 ``manifest.json``  what ran: spec, versions, hash of every point, times;
 ``*.parquet``      tables made from the journal at the end of every run: results (one row a point), layers, cores,
-                   channels; of mixes also tenants (one row a request, see `sweeps.tenants_table`).
+                   channels; of mixes also tenants (one row a request) and windows (of time, one row each of every
+                   request), see `sweeps.tenants_table`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO, Self
 from hwconfigs.errors import UserError
 from sweeps.mix_points import TenantsPoint
 from sweeps.points import Point
-from sweeps.tenants_table import point_columns, tenant_rows
+from sweeps.tenants_table import point_columns, tenant_rows, window_rows
 
 MANIFEST = "manifest.json"
 JOURNAL = "journal.jsonl"
@@ -188,6 +189,8 @@ def write_tables(path: Path, points: Sequence[AnyPoint], results: Mapping[str, d
     if any(isinstance(point, TenantsPoint) for point in points):
         tenants = [row for point, result in mixes for row in tenant_rows(point, result, results)]
         _write_table(path / "tenants.parquet", tenants)
+        windows = [row for point, result in mixes for row in window_rows(point, result)]
+        _write_table(path / "windows.parquet", windows)
     for name, rows_of in (
         ("layers", lambda result: result.get("layers", [])),
         ("cores", lambda result: result.get("cores", [])),

@@ -24,15 +24,21 @@ def tenant_rows(point: TenantsPoint, result: Result, results: Mapping[str, Resul
     for index, tenant in enumerate(result.get("tenants", [])):
         spec = point.mix.tenants[tenant["workload"]]
         latency, start = tenant["latency_cycles"], tenant["start_cycle"]
+        due, finish = tenant["deadline_cycle"], tenant["finish_cycle"]
         alone = _alone_cycles(point, tenant["workload"], results)
         rows.append(
             {
                 "point": point.index,
                 "tenant": index,
-                **{key: value for key, value in tenant.items() if key != "layers"},
+                **{
+                    key: value
+                    for key, value in tenant.items()
+                    if key not in ("layers", "window_cycles", "window_bytes")
+                },
                 "model": spec.model,
                 "batch": spec.batch,
                 "priority": spec.priority,
+                "is_late": None if due is None or finish is None else finish > due,
                 "wait_cycles": None if start is None else start - tenant["arrival_cycle"],
                 "latency_us": None if latency is None else latency / per_us,
                 "alone_cycles": alone,
@@ -40,6 +46,22 @@ def tenant_rows(point: TenantsPoint, result: Result, results: Mapping[str, Resul
             }
         )
     return rows
+
+
+def window_rows(point: TenantsPoint, result: Result) -> list[dict[str, Any]]:
+    """Return a row for every request and window of time: the bytes that its loads and stores asked for in it."""
+    return [
+        {
+            "point": point.index,
+            "tenant": index,
+            "window": window,
+            "start_cycle": window * tenant["window_cycles"],
+            "window_cycles": tenant["window_cycles"],
+            "bytes": moved,
+        }
+        for index, tenant in enumerate(result.get("tenants", []))
+        for window, moved in enumerate(tenant["window_bytes"])
+    ]
 
 
 def point_columns(point: TenantsPoint, result: Result, results: Mapping[str, Result]) -> dict[str, float | None]:

@@ -66,6 +66,12 @@ def results(program: Program, on_two: Program) -> dict:
         "dynamic": place_workloads(
             "dynamic", [Workload("a", program, (0,), (), 1), Workload("b", program, (0,))], CHIP, Scheduler.DYNAMIC
         ),
+        "deadline": place_workloads(
+            "deadline",
+            [Workload("a", program, (0,)), Workload("b", program, (0,), deadline_cycles=1)],
+            CHIP,
+            Scheduler.EARLIEST_DEADLINE,
+        ),
     }
     return dict(zip(mixes, simulate_mixes([MixPoint(CHIP, mix) for mix in mixes.values()]), strict=True))
 
@@ -112,6 +118,11 @@ def test_priority_is_served_first(results: dict):
     assert fast["finish_cycle"] < 1.5 * alone
 
 
+def test_the_earliest_deadline_is_the_highest_priority(results: dict):
+    assert results["deadline"].tenants[1]["deadline_cycle"] == 1
+    assert results["deadline"].layers == results["dynamic"].layers
+
+
 def test_a_layer_need_not_have_tiles_for_every_core(folder: Path):
     """A single row is a single tile, which stands in the one list of scheduler dynamic."""
     small = lowered(folder, "small", (1, 8, 8), CHIP)
@@ -120,6 +131,19 @@ def test_a_layer_need_not_have_tiles_for_every_core(folder: Path):
     [tenant] = mix.tenants
     assert tenant.program.schedule.shape[1] == 1
     assert sorted(tenant.program.tiles.tolist()) == sorted(small.tiles.tolist())
+
+
+def test_deadlines_count_from_arrivals_and_go_before_their_absence(folder: Path, program: Program):
+    """Cycles are nanoseconds here; b's two requests are due first, a's and c's later, c without deadline last."""
+    text = MIX.replace("time_multiplex", "earliest_deadline").replace("requests: 3}}", "requests: 3}, deadline_us: 9}")
+    _, mix = load_mix(write(folder, text.replace("seed: 4}}", "seed: 4}, deadline_us: 1.5}")))
+    due = {(tenant.name, tenant.arrival_cycle): tenant.deadline_cycle for tenant in mix.tenants}
+    assert (due["a", 0], due["a", 2500]) == (9000, 11500)
+    assert due["c", 0] is None
+    in_order = sorted(mix.tenants, key=lambda tenant: mix.priorities[tenant.position])
+    assert [tenant.name for tenant in in_order if tenant.name != "b"] == ["a", "a", "a", "c"]
+    assert all(tenant.deadline_cycle == tenant.arrival_cycle + 1500 for tenant in in_order if tenant.name == "b")
+    assert sorted(mix.priorities) == list(range(6))
 
 
 def blocks(program: Program) -> set[int]:

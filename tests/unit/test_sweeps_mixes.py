@@ -186,6 +186,16 @@ def test_the_tenants_table_accounts_for_everything(folder: Path):
             assert 0 < row["active_cycles"] <= row["finish_cycle"] - row["start_cycle"]
 
 
+def test_windows_hold_every_byte(folder: Path):
+    moved: dict[tuple[int, int], int] = {}
+    for row in read_table(folder / "out", "windows"):
+        key = row["point"], row["tenant"]
+        assert row["start_cycle"] == row["window"] * row["window_cycles"]
+        moved[key] = moved.get(key, 0) + row["bytes"]
+    tenants = read_table(folder / "out", "tenants")
+    assert moved == {(row["point"], row["tenant"]): row["load_bytes"] + row["store_bytes"] for row in tenants}
+
+
 def test_slowdowns_are_against_running_alone(folder: Path):
     tenants, rows = (read_table(folder / "out", name) for name in ("tenants", "results"))
     alone = {

@@ -19,7 +19,10 @@ def mix_result_of(hw: HwConfig, mix: Mix, state: NpuOutcome) -> SimResult:
     layers: those of all tenants in the order in which they finished, each with the place of its tenant in that list.
     """
     roofs, layers_each = roofs_of(hw), state.schedule.producers_left.shape[0] // state.schedule.layers_left.shape[0]
-    tenants = [_tenant(hw, roofs, tenant, state, index * layers_each) for index, tenant in enumerate(mix.tenants)]
+    tenants = [
+        _tenant(hw, roofs, tenant, state, index * layers_each) | _windows(hw, state, index)
+        for index, tenant in enumerate(mix.tenants)
+    ]
     rows = [row for tenant in tenants for row in tenant["layers"]]
     rows.sort(key=lambda row: math.inf if row["finish_cycle"] is None else row["finish_cycle"])
     warnings = tuple(dict.fromkeys(text for tenant in mix.tenants for text in tenant.program.warnings))
@@ -45,6 +48,7 @@ def _tenant(hw: HwConfig, roofs: Roofs, tenant: Tenant, state: NpuOutcome, first
         "workload": tenant.workload,
         "request_time": tenant.request_time_ms,
         "arrival_cycle": tenant.arrival_cycle,
+        "deadline_cycle": tenant.deadline_cycle,
         "start_cycle": min(starts, default=None),
         "finish_cycle": finish,
         "latency_cycles": None if finish is None else finish - tenant.arrival_cycle,
@@ -56,6 +60,14 @@ def _tenant(hw: HwConfig, roofs: Roofs, tenant: Tenant, state: NpuOutcome, first
         "noc_bytes": loaded + stored,
         "layers": layers,
     }
+
+
+def _windows(hw: HwConfig, state: NpuOutcome, tenant: int) -> dict[str, Any]:
+    """Bytes that the cores asked for in every window of `window_cycles` core cycles, up to the end of the run."""
+    shift = int(state.schedule.window_shift)
+    used = (two_words(state.cycles) >> shift) + 1
+    requests = state.schedule.window_requests[tenant, :used]
+    return {"window_cycles": 1 << shift, "window_bytes": [int(count) * hw.dram.request_bytes for count in requests]}
 
 
 def _covered(intervals: list[tuple[int | None, int | None]]) -> int:
