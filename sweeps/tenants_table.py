@@ -15,6 +15,7 @@ from typing import Any
 from sweeps.mix_points import TenantsPoint
 
 Result = Mapping[str, Any]
+_IN_OTHER_TABLES = ("layers", "window_cycles", "window_bytes")
 
 
 def tenant_rows(point: TenantsPoint, result: Result, results: Mapping[str, Result]) -> list[dict[str, Any]]:
