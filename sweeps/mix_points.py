@@ -28,7 +28,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hwconfigs.errors import nearest
+from hwconfigs.errors import UserError, nearest
 from hwconfigs.schema import HwConfig
 from hwconfigs.validation import build
 from hwconfigs.yaml_file import Document, read_document
@@ -189,7 +189,12 @@ class _MixBuilder(PointBuilder[TenantsPoint]):
     def base(self, values: Mapping[str, Scalar]) -> HwConfig:
         """See `PointBuilder`."""
         mix = self._spec_of(values)
-        return self.load_base(mix.hw, self._place("hw", values)).with_overrides(mix.set)
+        base = self.load_base(mix.hw, self._place("hw", values))
+        try:
+            return base.with_overrides(mix.set)
+        except UserError as error:
+            document, prefix = self._mix[1:]
+            raise SpecError(f"{document.where((*prefix, 'set'))}: {error}") from error
 
     def _spec_of(self, values: Mapping[str, Scalar]) -> MixSpec:
         data = self._data(values)
@@ -248,6 +253,10 @@ class _MixBuilder(PointBuilder[TenantsPoint]):
             place = tenant
             for part in path[:-1]:
                 place = place.setdefault(part, {})
+                if not isinstance(place, dict):
+                    raise self.loaded.error(
+                        self.loaded.locate(key), f"{key!r}: {part!r} of tenant {name} has no fields"
+                    )
             place[path[-1]] = value
 
     def _place(self, key: str, values: Mapping[str, Scalar]) -> tuple[str | int, ...]:

@@ -110,7 +110,7 @@ class SweepSpec(Frozen):
 
     name: Annotated[str, Field(min_length=1)]
     model: str | None = None
-    mix: str | dict[str, Any] | None = None
+    mix: Any = None
     workloads: dict[str, dict[str, Any]] = {}
     alone: bool = False
     batch: Annotated[int, within(1, 1 << 24)] = 1
@@ -134,6 +134,8 @@ class SweepSpec(Frozen):
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
+        if not isinstance(self.mix, str | Mapping | None):
+            raise ValueError(f"mix = {self.mix!r}: expected a mix file or its content")
         of_mixes, of_models = ("workloads", "alone"), ("model", "batch", "dims", "base", "compat", "skip_unknown")
         for key in of_models if self.mix is not None else of_mixes:
             if key in self.model_fields_set:

@@ -10,6 +10,8 @@ from functools import cache
 from itertools import count
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
@@ -21,7 +23,7 @@ from tests.mixes import CORES, HW, MOST_TENANTS, LayerPlan, MixPlan, TenantPlan,
 from tests.reference.scalar_tenants import LAYER_STRIDE, run_mix
 from vsim import engine
 from vsim.mixes import MixPoint, simulate_mixes
-from vsim.npu.compile import params_of, stack_params
+from vsim.npu.compile import params_of, program_needs, shape_of, stack_params, tables_of
 from vsim.npu.compile_mix import WINDOWS, mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
 from vsim.npu.machine import NpuMachine
 from vsim.npu.results import SimResult
@@ -225,3 +227,17 @@ def test_windows_add_up_however_often_they_double() -> None:
             assert wide == 512 >= cycles
             parts = 512 // cycles
             assert [sum(found[at : at + parts]) for at in range(0, len(found), parts)] == expected
+
+
+def test_single_programs_know_nothing_of_mixes() -> None:
+    """Their step is the same text whatever the shape says of queues, reports and windows of tenants."""
+    program = PLANS[0].build().tenants[0].program
+    shape = shape_of(HW, program_needs(program), compat=True)
+    tables = tables_of([program], shape)
+    params = stack_params([params_of(HW, compat=True, max_cycles=MOST_CYCLES, idle_skip=True)])
+    texts = set()
+    for other in (shape, dataclasses.replace(shape, queue_parts=8, reports=8, windows=WINDOWS)):
+        machine = NpuMachine(other)
+        state = jax.eval_shape(machine.init, tables, params, jnp.zeros(1, jnp.int32))
+        texts.add(jax.jit(machine.step).lower(tables, params, state).as_text())
+    assert len(texts) == 1

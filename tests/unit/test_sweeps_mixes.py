@@ -133,6 +133,13 @@ def test_a_mix_file_is_its_content(tmp_path: Path):
         ("  clocks.dram_mhz: [300", "  clocks.dram_mhz: [[300]", "clocks.dram_mhz' can be swept over numbers"),
         ("alone: true", "batch: 2", "spec.yaml:10: batch does not go with a mix"),
         ("  scheduler: simple\n", "  scheduler: simple\n  sched: x\n", "spec.yaml:6: unknown key 'sched'"),
+        ("{dram.standard: simple", "{dram.standard: simpl", "spec.yaml:4: npu-mobile-8x8x4: dram.standard = 'simpl'"),
+        ("mix:\n", "mix: 5\nderived:\n", "spec.yaml:2: mix = 5: expected a mix file or its content"),
+        (
+            "wide.onnx}",
+            "wide.onnx, batch: 2}\nset: {tenants.wide.batch.x: 1}",
+            "spec.yaml:9: .*'batch' of tenant wide has",
+        ),
         ("hw: npu-mobile-8x8x4", "hw: npu-mobil", "spec.yaml:3: no hardware preset or file is called 'npu-mobil'"),
     ],
 )
