@@ -134,12 +134,7 @@ def test_a_mix_file_is_its_content(tmp_path: Path):
         ("alone: true", "batch: 2", "spec.yaml:10: batch does not go with a mix"),
         ("  scheduler: simple\n", "  scheduler: simple\n  sched: x\n", "spec.yaml:6: unknown key 'sched'"),
         ("{dram.standard: simple", "{dram.standard: simpl", "spec.yaml:4: npu-mobile-8x8x4: dram.standard = 'simpl'"),
-        ("mix:\n", "mix: 5\nderived:\n", "spec.yaml:2: mix = 5: expected a mix file or its content"),
-        (
-            "wide.onnx}",
-            "wide.onnx, batch: 2}\nset: {tenants.wide.batch.x: 1}",
-            "spec.yaml:9: .*'batch' of tenant wide has",
-        ),
+        ("alone: true", "set: {tenants.wide.model.x: 1}", "spec.yaml:10: .*'model' of tenant wide has no fields"),
         ("hw: npu-mobile-8x8x4", "hw: npu-mobil", "spec.yaml:3: no hardware preset or file is called 'npu-mobil'"),
     ],
 )
@@ -152,6 +147,13 @@ def test_keys_of_mixes_need_one(tmp_path: Path):
     (tmp_path / "spec.yaml").write_text("name: t\nmodel: m.onnx\nbase: npu-mobile-8x8\nalone: true\n")
     with pytest.raises(UserError, match=r"spec.yaml:4: alone does not go without a mix"):
         load_spec(tmp_path / "spec.yaml")
+
+
+def test_a_mix_is_a_file_or_its_content(tmp_path: Path):
+    with pytest.raises(UserError, match=r"spec.yaml:2: mix = 5: expected a mix file or its content"):
+        load(tmp_path, "name: t\nmix: 5\n")
+    with pytest.raises(UserError, match=r"gone.yaml: cannot be read"):
+        load(tmp_path, "name: t\nmix: gone.yaml\n")
 
 
 def test_every_lane_is_its_own_single_run(folder: Path):
