@@ -242,3 +242,17 @@ def test_a_dry_run_lists_the_points(tmp_path: Path, capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == MIXES + ALONE
     assert lines[-1].endswith("alone=deep.onnx batch 1, clocks.dram_mhz=1200")
+
+
+def test_the_sweep_that_comes_with_vsim():
+    spec = Path(__file__).parents[2] / "sweeps" / "mixes.yaml"
+    if not (spec.parents[2] / "shared" / "models").is_dir():
+        pytest.skip("needs the specifications beside the checkout")
+    points = expand_mixes(load_spec(spec)).points
+    mixes = [point for point in points if not point.is_alone]
+    assert len({point.digest for point in mixes}) == len(mixes) == 256
+    assert {len(point.mix.tenants) for point in mixes} == {2, 3}
+    assert len({point.mix.scheduler for point in mixes}) == 4
+    assert len({point.hw.clocks.dram_mhz for point in mixes}) == 2
+    assert len({tenant.model for point in mixes for tenant in point.mix.tenants}) == 4
+    assert len(points) == 256 + 2 * 11
