@@ -55,6 +55,7 @@ def test_latency_grows_with_the_batch_beside(tmp_path: Path):
         [line] = axes.lines
         assert line.get_label() == "wide beside deep"
         np.testing.assert_allclose(line.get_xydata(), [[1, 2.0], [2, 3.0], [4, 5.0]])
+        assert axes.get_ylim() == (0, pytest.approx(1.08 * 5.0))
 
 
 def test_slowdowns_are_those_of_the_table(tmp_path: Path):
