@@ -61,12 +61,16 @@ class PlotAxis:
 
 @dataclass(frozen=True)
 class SweepData:
-    """The finished, successful points of a sweep: one mapping of column to value each, and the axes that vary."""
+    """The finished, successful points of a sweep: one mapping of column to value each, and the axes that vary.
+
+    Models that ran alone for comparison with mixes are not among them. of_mixes: it is a sweep over mixes.
+    """
 
     name: str
     rows: tuple[Mapping[str, Any], ...]
     axes: tuple[PlotAxis, ...]
     total_points: int
+    of_mixes: bool = False
 
 
 def axis_label(key: str) -> str:
@@ -87,11 +91,13 @@ def value_label(value: object) -> str:
 def load_sweep(folder: Path) -> SweepData:
     """Read a result folder; `UserError` when it is none, or no point of it has finished well."""
     manifest = read_manifest(folder)
-    rows = tuple(row for row in read_table(folder, "results") if row["status"] == "ok")
+    finished = [row for row in read_table(folder, "results") if row["status"] == "ok"]
+    rows = tuple(row for row in finished if not row.get("alone"))
     if not rows:
         raise FigureError(f"{folder}: no point of this sweep finished with status ok; nothing to draw")
     axes = [_plot_axis(axis) for axis in manifest["axes"] if len(axis["values"]) > 1]
-    return SweepData(manifest["name"], rows, tuple(axes), len(manifest["points"]))
+    total = len(manifest["points"]) - (len(finished) - len(rows))
+    return SweepData(manifest["name"], rows, tuple(axes), total, of_mixes="alone" in rows[0])
 
 
 def load_layers(folder: Path, point: int) -> list[Mapping[str, Any]]:

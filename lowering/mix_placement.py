@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from lowering.address_space import ALIGNMENT_BYTES
 from lowering.mix import MAX_ARRIVAL_CYCLE, Mix, Scheduler, Tenant
 from lowering.program import Col, Op, Program, TileCol
 
-SCHEDULERS = (Scheduler.SIMPLE, Scheduler.TIME_MULTIPLEX, Scheduler.PARTITION_CPU, Scheduler.DYNAMIC)
+SCHEDULERS = tuple(scheduler for scheduler in Scheduler if scheduler is not Scheduler.SPATIAL_SPLIT)
 """Those that do not split chains of partial sums."""
 MAX_PRIORITY = 1 << 16
 NO_PARTITION = 1 << 10
@@ -26,7 +26,8 @@ class Workload:
     """A model that serves requests one after the other, with the same weights and buffers.
 
     program: lowered for `cores` (for the whole chip where that is empty) and for nothing else. arrival_cycles: of its
-    requests, in any order. priority: see `Tenant`, below MAX_PRIORITY.
+    requests, in any order. priority: see `Tenant`, below MAX_PRIORITY. deadline_cycles: from a request's arrival to its
+    deadline, >= 1; None: it has none.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Workload:
     arrival_cycles: tuple[int, ...]
     cores: tuple[int, ...] = ()
     priority: int = 0
+    deadline_cycles: int | None = None
 
 
 def chip_of_cores(hw: HwConfig, cores: Sequence[int]) -> HwConfig:
@@ -43,21 +45,48 @@ def chip_of_cores(hw: HwConfig, cores: Sequence[int]) -> HwConfig:
     return hw.with_overrides({"cores.count": len(cores)})
 
 
-def place_workloads(name: str, workloads: Sequence[Workload], hw: HwConfig, scheduler: Scheduler) -> Mix:
+class PlacedPrograms:
+    """Programs as tenants run them, one object for each program, place in memory and form.
+
+    Mixes placed with the same one share the objects, and with them the tables of the cycle-level model.
+    """
+
+    def __init__(self) -> None:
+        # The originals are kept with the placed: a key holds their identity.
+        self._known: dict[tuple[int, int, bool], tuple[Program, Program]] = {}
+
+    def get(self, program: Program, first_block: int, hw: HwConfig, *, one_list: bool) -> Program:
+        """The program moved up by `first_block` blocks; one_list: see `Mix`."""
+        key = id(program), first_block, one_list
+        if key not in self._known:
+            moved = _moved(program, first_block)
+            self._known[key] = program, _in_one_list(moved, hw) if one_list else moved
+        return self._known[key][1]
+
+
+def place_workloads(
+    name: str,
+    workloads: Sequence[Workload],
+    hw: HwConfig,
+    scheduler: Scheduler,
+    placed: PlacedPrograms | None = None,
+) -> Mix:
     """Every request becomes a tenant; every workload has a region of memory of its own.
 
-    Raises UserError for schedulers that need other programs, core sets that overlap or do not exist, workloads without
-    requests, and arrivals outside 0..MAX_ARRIVAL_CYCLE.
+    placed: see `PlacedPrograms`. Raises UserError for schedulers that need other programs, programs that stand for more
+    than they hold, core sets that overlap or do not exist, workloads without requests, and arrivals outside
+    0..MAX_ARRIVAL_CYCLE.
     """
+    placed = placed or PlacedPrograms()
     if scheduler not in SCHEDULERS:
         raise UserError(f"scheduler {scheduler.value!r} needs --compat onnxim; valid: {', '.join(SCHEDULERS)}")
     partitions = _partitions(workloads, hw, scheduler)
     requests: list[tuple[int, int, Program]] = []
     next_block = 0
     for index, workload in enumerate(workloads):
-        program = _moved(workload.program, next_block)
-        if scheduler is Scheduler.DYNAMIC:
-            program = _in_one_list(program, hw)
+        if workload.program.repeats:
+            raise UserError(f"tenant {workload.name}: steady_layers are for single models: in a mix every layer runs")
+        program = placed.get(workload.program, next_block, hw, one_list=scheduler.pools_tiles)
         if not 0 <= workload.priority < MAX_PRIORITY:
             raise UserError(
                 f"tenant {workload.name}: priority {workload.priority} is out of range 0..{MAX_PRIORITY - 1}"
@@ -78,10 +107,16 @@ def place_workloads(name: str, workloads: Sequence[Workload], hw: HwConfig, sche
             position,
             request_time_ms=cycle / hw.clocks.core_mhz / 1e3,
             priority=workloads[index].priority,
+            workload=index,
+            deadline_cycle=_deadline(workloads[index], cycle),
         )
         for position, (cycle, index, program) in enumerate(sorted(requests, key=lambda request: request[:2]))
     ]
     return Mix(name, tuple(tenants), scheduler, partitions, lists_rotate=False)
+
+
+def _deadline(workload: Workload, arrival_cycle: int) -> int | None:
+    return None if workload.deadline_cycles is None else arrival_cycle + workload.deadline_cycles
 
 
 def _partitions(workloads: Sequence[Workload], hw: HwConfig, scheduler: Scheduler) -> tuple[int, ...]:
@@ -114,7 +149,7 @@ def _moved(program: Program, blocks: int) -> Program:
 def _in_one_list(program: Program, hw: HwConfig) -> Program:
     """The tiles of each layer in one list: chains of partial sums in one piece, from each core's list in turn."""
     if hw.cores.overrides:
-        raise ConfigError(f"{hw.name}: scheduler dynamic needs cores of one kind")
+        raise ConfigError(f"{hw.name}: schedulers dynamic and earliest_deadline need cores of one kind")
     order: list[int] = []
     ranges: list[tuple[int, int]] = []
     for lists in program.schedule.tolist():
@@ -129,9 +164,9 @@ def _in_one_list(program: Program, hw: HwConfig) -> Program:
 
 
 def _chains(program: Program, first: int, end: int) -> list[range]:
-    """A core's tiles, those that add to the same sums together."""
+    """A core's tiles, those that add to the same sums together; a core may have none."""
     begins = [tile for tile in range(first, end) if not program.tiles[tile, TileCol.ACCUMULATE]]
-    return [range(begin, stop) for begin, stop in zip(begins, [*begins[1:], end], strict=True)]
+    return [range(begin, stop) for begin, stop in pairwise([*begins, end])]
 
 
 def _blocks(program: Program) -> int:

@@ -3,7 +3,7 @@
 ```yaml
 hw: npu-server-128x128x4            # preset, YAML file or ONNXim JSON file
 set: {dram.channels: 8}             # keys of it that differ
-scheduler: time_multiplex           # simple, time_multiplex, partition_cpu or dynamic
+scheduler: time_multiplex           # simple, time_multiplex, partition_cpu, dynamic or earliest_deadline
 tenants:
   - {name: vision, model: onnx:light_resnet50, batch: 1, arrival: {at_once: 2}}
   - {name: text, model: bert.onnx, dims: {sequence: 128}, arrival: {interval_us: 250, requests: 4}}
@@ -11,14 +11,17 @@ tenants:
   - {name: traced, model: m.onnx, arrival: {times_us: [0, 12.5, 90]}}
 ```
 
-Paths are relative to the file. `cores` go with scheduler partition_cpu, where every tenant has its own; `priority` (0
-is served first) matters to dynamic, where a free core takes the next tile of the foremost tenant.
+Paths are relative to the file. `cores` go with scheduler partition_cpu, where every tenant has its own; `core_split:
+even` beside `scheduler` deals the cores to the tenants in their order instead, and says nothing under other schedulers.
+`priority` (0 is served first) matters to dynamic, where a free core takes the next tile of the foremost tenant, and
+`deadline_us` (from a request's arrival) to earliest_deadline, which goes by deadlines instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -29,7 +32,7 @@ from hwconfigs.validation import Frozen, build, within
 from hwconfigs.yaml_file import read_document
 from lowering import lower
 from lowering.mix import Mix, Scheduler
-from lowering.mix_placement import MAX_PRIORITY, Workload, chip_of_cores, place_workloads
+from lowering.mix_placement import MAX_PRIORITY, PlacedPrograms, Workload, chip_of_cores, place_workloads
 from lowering.program import Program
 
 MAX_REQUESTS = 64
@@ -84,6 +87,7 @@ class TenantSpec(Frozen):
     arrival: Arrival = Arrival(at_once=1)
     cores: tuple[Annotated[int, within(0, 1023)], ...] = ()
     priority: Annotated[int, within(0, MAX_PRIORITY - 1)] = 0
+    deadline_us: Microseconds | None = None
 
 
 class MixSpec(Frozen):
@@ -92,37 +96,71 @@ class MixSpec(Frozen):
     hw: str
     set: dict[str, Any] = {}
     scheduler: Scheduler
+    core_split: Literal["even"] | None = None
     tenants: Annotated[tuple[TenantSpec, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        total = sum(len(tenant.arrival.microseconds()) for tenant in self.tenants)
+        if total > MAX_REQUESTS:
+            raise ValueError(f"tenants make {total} requests; at most {MAX_REQUESTS} are simulated in a mix")
+        if self.core_split and any(tenant.cores for tenant in self.tenants):
+            raise ValueError("core_split and cores of tenants exclude each other")
+        return self
 
 
 def load_mix(path: Path) -> tuple[HwConfig, Mix]:
     """Read a mix file and lower its models. Raises UserError (with file and line) for what cannot be used."""
     document = read_document(path)
     spec = build(MixSpec, document.data, document.where)
-    hw = load_hw(_beside(path, spec.hw)).with_overrides(spec.set)
+    hw = load_hw(beside(path, spec.hw)).with_overrides(spec.set)
     hw.check_modelled()
-    total = sum(len(tenant.arrival.microseconds()) for tenant in spec.tenants)
-    if total > MAX_REQUESTS:
-        raise UserError(f"{path}: {total} requests; at most {MAX_REQUESTS} are simulated in a mix")
     known: dict[tuple[Any, ...], Program] = {}
-    workloads = [_workload(path, tenant, hw, known) for tenant in spec.tenants]
+
+    def program_of(tenant: TenantSpec, chip: HwConfig) -> Program:
+        key = (tenant.model, tenant.batch, *sorted(tenant.dims.items()), chip.cores.count)
+        if key not in known:
+            known[key] = lower(beside(path, tenant.model), chip, batch=tenant.batch, dims=tenant.dims)
+        return known[key]
+
     try:
-        return hw, place_workloads(path.stem, workloads, hw, spec.scheduler)
+        return hw, mix_of(path.stem, spec, hw, program_of)
     except UserError as error:
         raise type(error)(f"{path}: {error}") from error
 
 
-def _workload(path: Path, tenant: TenantSpec, hw: HwConfig, known: dict[tuple[Any, ...], Program]) -> Workload:
-    chip = chip_of_cores(hw, tenant.cores) if tenant.cores else hw
-    key = (tenant.model, tenant.batch, *sorted(tenant.dims.items()), chip.cores.count)
-    if key not in known:
-        known[key] = lower(_beside(path, tenant.model), chip, batch=tenant.batch, dims=tenant.dims)
-    per_us = hw.clocks.core_mhz
-    cycles = tuple(round(time * per_us) for time in tenant.arrival.microseconds())
-    return Workload(tenant.name, known[key], cycles, tenant.cores, tenant.priority)
+def mix_of(
+    name: str,
+    spec: MixSpec,
+    hw: HwConfig,
+    program_of: Callable[[TenantSpec, HwConfig], Program],
+    placed: PlacedPrograms | None = None,
+) -> Mix:
+    """The mix that a specification describes on chip `hw` (`spec.hw` and `spec.set` are not read).
+
+    program_of: lowers a tenant for the chip as it sees it. placed: shared by mixes that may share programs. Raises
+    UserError for what cannot be used.
+    """
+    workloads = []
+    for tenant, cores in zip(spec.tenants, _core_sets(spec, hw), strict=True):
+        chip = chip_of_cores(hw, cores) if cores else hw
+        per_us, due = hw.clocks.core_mhz, tenant.deadline_us
+        cycles = tuple(round(time * per_us) for time in tenant.arrival.microseconds())
+        deadline = None if due is None else max(round(due * per_us), 1)
+        workloads.append(Workload(tenant.name, program_of(tenant, chip), cycles, cores, tenant.priority, deadline))
+    return place_workloads(name, workloads, hw, spec.scheduler, placed)
 
 
-def _beside(path: Path, name: str) -> str:
-    """A file beside the mix file if there is one of that name; else the name: a preset, `onnx:NAME`, a path."""
-    beside = path.parent / name
-    return str(beside) if beside.is_file() else name
+def _core_sets(spec: MixSpec, hw: HwConfig) -> list[tuple[int, ...]]:
+    """Cores of each tenant; none: it may use all."""
+    if spec.core_split is None or spec.scheduler is not Scheduler.PARTITION_CPU:
+        return [tenant.cores for tenant in spec.tenants]
+    if len(spec.tenants) > hw.cores.count:
+        raise UserError(f"{len(spec.tenants)} tenants cannot have cores of their own: the chip has {hw.cores.count}")
+    return [tuple(part.tolist()) for part in np.array_split(np.arange(hw.cores.count), len(spec.tenants))]
+
+
+def beside(path: Path, name: str) -> str:
+    """A file beside the file `path` if there is one of that name; else the name: a preset, `onnx:NAME`, a path."""
+    candidate = path.parent / name
+    return str(candidate) if candidate.is_file() else name

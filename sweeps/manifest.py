@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sweeps.identity import git_revision, versions
-from sweeps.points import Expansion
+from sweeps.mix_points import TenantsPoint
+from sweeps.points import Expansion, Point
 from sweeps.spec import LoadedSpec
 from sweeps.store import MANIFEST, ResultFolder, read_manifest
 
@@ -20,7 +21,7 @@ class RunRecord:
     """Writes the manifest of one run. lane_cycles: simulated so far, summed over lanes."""
 
     loaded: LoadedSpec
-    expansion: Expansion
+    expansion: Expansion[Point] | Expansion[TenantsPoint]
     folder: ResultFolder
     lane_cycles: int = 0
 

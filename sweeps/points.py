@@ -6,10 +6,11 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from hwconfigs.errors import ConfigError, UserError, nearest
 from hwconfigs.load import load_hw
@@ -48,29 +49,43 @@ class Point:
     @property
     def label(self) -> str:
         """Short name of the point: its varying keys and their values."""
-        return ", ".join(f"{key}={value}" for key, value in self.values.items()) or self.hw.name
+        return label_of(self.values) or self.hw.name
+
+    @property
+    def columns(self) -> dict[str, Scalar]:
+        """What the results table says of the workload, swept or not."""
+        return {"model": self.model, "batch": self.batch}
+
+
+PointT = TypeVar("PointT")
 
 
 @dataclass(frozen=True)
-class Expansion:
+class Expansion(Generic[PointT]):
     """The points of a specification in order, its axes, and remarks for the user."""
 
-    points: tuple[Point, ...]
+    points: tuple[PointT, ...]
     axes: tuple[Axis, ...]
     model_digests: Mapping[str, str]
     warnings: tuple[str, ...] = ()
 
 
-def expand(loaded: LoadedSpec) -> Expansion:
-    """Return the points of a specification, the first axis varying slowest.
+def expand(loaded: LoadedSpec) -> Expansion[Point]:
+    """Return the points of a specification of single models, the first axis varying slowest.
 
     Raises `SpecError` (with file and line) for a key or value the hardware does not take, or a model that is not there.
     """
+    builder = ModelPointBuilder(loaded)
+    points, warnings = build_points(loaded, builder)
+    return Expansion(points, loaded.axes, builder.model_digests, warnings)
+
+
+def build_points(loaded: LoadedSpec, builder: PointBuilder[PointT]) -> tuple[tuple[PointT, ...], tuple[str, ...]]:
+    """Return the points that are not excluded, and a warning for every condition that excludes none."""
     total = math.prod(len(axis.positions) for axis in loaded.axes)
     if total > MAX_POINTS:
         raise loaded.error(("sweep",), f"{total} points are more than {MAX_POINTS}")
-    builder = _PointBuilder(loaded)
-    points = []
+    points: list[PointT] = []
     dropped_by = [0] * len(loaded.spec.exclude)
     for swept in _combinations(loaded.axes):
         values = builder.with_derived(swept)
@@ -86,7 +101,12 @@ def expand(loaded: LoadedSpec) -> Expansion:
         for index, count in enumerate(dropped_by)
         if count == 0
     )
-    return Expansion(tuple(points), loaded.axes, builder.model_digests, warnings)
+    return tuple(points), warnings
+
+
+def label_of(values: Mapping[str, Scalar]) -> str:
+    """Return values by key in a line."""
+    return ", ".join(f"{key}={value}" for key, value in values.items())
 
 
 def _combinations(axes: tuple[Axis, ...]) -> Iterator[dict[str, Scalar]]:
@@ -99,13 +119,33 @@ def _combinations(axes: tuple[Axis, ...]) -> Iterator[dict[str, Scalar]]:
 
 
 @dataclass
-class _PointBuilder:
+class PointBuilder(ABC, Generic[PointT]):
     """Builds points; remembers each base hardware and model file it has read."""
 
     loaded: LoadedSpec
     model_digests: dict[str, str] = field(default_factory=dict)
     _bases: dict[str, HwConfig] = field(default_factory=dict)
     _model_paths: dict[str, Path] = field(default_factory=dict)
+
+    @abstractmethod
+    def build(self, index: int, values: dict[str, Scalar]) -> PointT:
+        """Return the point with these swept and derived values; errors name the line of the key at fault."""
+
+    @abstractmethod
+    def is_hardware(self, key: str) -> bool:
+        """Tell whether a key is none of the workload's."""
+
+    @abstractmethod
+    def workload_keys(self) -> Sequence[str]:
+        """Return keys of the workload, to suggest for misspelt ones."""
+
+    @abstractmethod
+    def workload_values(self, values: Mapping[str, Scalar]) -> dict[str, Any]:
+        """Return what a point with these values has at the keys of the workload."""
+
+    @abstractmethod
+    def base(self, values: Mapping[str, Scalar]) -> HwConfig:
+        """Return the hardware that the overrides of a point with these values change."""
 
     def with_derived(self, swept: dict[str, Scalar]) -> dict[str, Scalar]:
         """Return the values with the derived keys added, each of which may use those before it."""
@@ -128,33 +168,13 @@ class _PointBuilder:
                 return False
         return True
 
-    def build(self, index: int, values: dict[str, Scalar]) -> Point:
-        """Return the point with these swept and derived values; errors name the line of the key at fault."""
-        spec = self.loaded.spec
-        settings = {**spec.set, **values}
-        model = str(settings.get("model", spec.model))
-        batch = self._whole("batch", settings.get("batch", spec.batch))
-        dims = dict(spec.dims)
-        for key, value in settings.items():
-            if key.startswith(_DIMS_PREFIX):
-                dims[key.removeprefix(_DIMS_PREFIX)] = self._whole(key, value)
-        hw = self._hardware(values)
-        job = {
-            "batch": batch,
-            "dims": dims,
-            "compat": spec.compat,
-            "skip_unknown": spec.skip_unknown,
-            "max_cycles": spec.max_cycles,
-        }
-        content = {"model": self._model_digest(model), "hw": hardware_content(hw), "simulator": simulator_digest()}
-        return Point(index, values, model, self._model_paths[model], hw=hw, digest=_digest({**job, **content}), **job)
-
-    def _hardware(self, values: Mapping[str, Scalar]) -> HwConfig:
-        base = self._base(values)
-        overrides = {key: value for key, value in {**self.loaded.spec.set, **values}.items() if _is_hardware(key)}
+    def hardware(self, values: Mapping[str, Scalar]) -> HwConfig:
+        """Return the hardware of a point with these values; errors name the line of the key at fault."""
+        base = self.base(values)
+        overrides = {key: value for key, value in {**self.loaded.spec.set, **values}.items() if self.is_hardware(key)}
         for key in overrides:
             if key.split(".")[0] not in HwConfig.model_fields:
-                known = [*_JOB_KEYS, *dotted_keys()]
+                known = [*self.workload_keys(), *dotted_keys()]
                 raise self.loaded.error(self.loaded.locate(key), f"unknown key {key!r}{nearest(key, known)}")
         try:
             return base.with_overrides(overrides)
@@ -170,16 +190,14 @@ class _PointBuilder:
                 return self.loaded.locate(key)
         return ("sweep",)
 
-    def _base(self, values: Mapping[str, Scalar]) -> HwConfig:
-        spec = self.loaded.spec
-        base = values.get("base", spec.set.get("base", spec.base))
-        key = str(base)
-        if key not in self._bases:
-            self._bases[key] = self._load_base(base)
-        return self._bases[key]
+    def load_base(self, base: object, place: Sequence[str | int]) -> HwConfig:
+        """Return the hardware that `base` names or describes, read once; `place` is where the file says so."""
+        text = str(base)
+        if text not in self._bases:
+            self._bases[text] = self._load_base(base, place)
+        return self._bases[text]
 
-    def _load_base(self, base: object) -> HwConfig:
-        place = self.loaded.locate("base")
+    def _load_base(self, base: object, place: Sequence[str | int]) -> HwConfig:
         try:
             if isinstance(base, Mapping):
                 return HwConfig.from_data(base, origin=self.loaded.document.where(place))
@@ -191,9 +209,9 @@ class _PointBuilder:
             inline = isinstance(base, Mapping)
             raise error if inline else self.loaded.error(place, str(error)) from error
 
-    def _model_digest(self, model: str) -> str:
+    def model_digest(self, model: str, place: Sequence[str | int]) -> str:
+        """Return the hash of a model file, read once; `place` is where the file names it."""
         if model not in self.model_digests:
-            place = self.loaded.locate("model")
             try:
                 path = resolve(model if model.startswith("onnx:") else self.loaded.folder / model)
                 self.model_digests[model] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -204,18 +222,64 @@ class _PointBuilder:
             self._model_paths[model] = path
         return self.model_digests[model]
 
+    def model_path(self, model: str) -> Path:
+        """Return the file of a model whose hash is known."""
+        return self._model_paths[model]
+
     def _lookup(self, key: str, values: Mapping[str, Scalar]) -> Scalar:
         """Return the value of a key before derived keys that come later: swept or derived, fixed, or the base's own."""
-        spec = self.loaded.spec
-        known: dict[str, Any] = {"batch": spec.batch, "model": spec.model}
-        known |= {f"{_DIMS_PREFIX}{name}": size for name, size in spec.dims.items()}
-        known |= {**spec.set, **values}
+        known: dict[str, Any] = {**self.workload_values(values), **self.loaded.spec.set, **values}
         if key in known:
             return known[key]
-        hardware = flatten(self._base(values).to_data())
+        hardware = flatten(self.base(values).to_data())
         if key not in hardware:
             raise ConfigError(f"unknown key {key!r}{nearest(key, [*known, *hardware])}")
         return hardware[key]
+
+
+class ModelPointBuilder(PointBuilder[Point]):
+    """Builds points of single models."""
+
+    def build(self, index: int, values: dict[str, Scalar]) -> Point:
+        """See `PointBuilder`."""
+        spec = self.loaded.spec
+        settings = {**spec.set, **values}
+        model = str(settings.get("model", spec.model))
+        batch = self._whole("batch", settings.get("batch", spec.batch))
+        dims = dict(spec.dims)
+        for key, value in settings.items():
+            if key.startswith(_DIMS_PREFIX):
+                dims[key.removeprefix(_DIMS_PREFIX)] = self._whole(key, value)
+        hw = self.hardware(values)
+        job = {
+            "batch": batch,
+            "dims": dims,
+            "compat": spec.compat,
+            "skip_unknown": spec.skip_unknown,
+            "max_cycles": spec.max_cycles,
+        }
+        model_digest = self.model_digest(model, self.loaded.locate("model"))
+        content = {"model": model_digest, "hw": hardware_content(hw), "simulator": simulator_digest()}
+        return Point(index, values, model, self.model_path(model), hw=hw, digest=digest_of({**job, **content}), **job)
+
+    def is_hardware(self, key: str) -> bool:
+        """See `PointBuilder`."""
+        return key not in _JOB_KEYS and not key.startswith(_DIMS_PREFIX)
+
+    def workload_keys(self) -> Sequence[str]:
+        """See `PointBuilder`."""
+        return _JOB_KEYS
+
+    def workload_values(self, values: Mapping[str, Scalar]) -> dict[str, Any]:
+        """See `PointBuilder`."""
+        spec = self.loaded.spec
+        dims = {f"{_DIMS_PREFIX}{name}": size for name, size in spec.dims.items()}
+        return {"batch": spec.batch, "model": spec.model, **dims}
+
+    def base(self, values: Mapping[str, Scalar]) -> HwConfig:
+        """See `PointBuilder`."""
+        spec = self.loaded.spec
+        return self.load_base(values.get("base", spec.set.get("base", spec.base)), self.loaded.locate("base"))
 
     def _whole(self, key: str, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -239,10 +303,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Return the hash of plain data."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _is_hardware(key: str) -> bool:
-    return key not in _JOB_KEYS and not key.startswith(_DIMS_PREFIX)

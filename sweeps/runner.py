@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hwconfigs.errors import UserError
+from lowering.mix import Mix
 from lowering.program import Program
 from sweeps.manifest import RunRecord
+from sweeps.mix_points import TenantsPoint
+from sweeps.mix_programs import lower_mixes
 from sweeps.points import Expansion, Point
 from sweeps.programs import lower_points
 from sweeps.spec import LoadedSpec
 from sweeps.store import ResultFolder, write_tables
 from vsim.api import Progress, SimPoint, SimResult, simulate
+from vsim.mixes import MixPoint, simulate_mixes
 
 STATUS_OK = "ok"
 STATUS_NOT_LOWERED = "not_lowered"
@@ -47,7 +53,12 @@ class Observer:
 
 
 def run_sweep(
-    loaded: LoadedSpec, expansion: Expansion, out: Path, *, resume: bool = False, observer: Observer | None = None
+    loaded: LoadedSpec,
+    expansion: Expansion[Point] | Expansion[TenantsPoint],
+    out: Path,
+    *,
+    resume: bool = False,
+    observer: Observer | None = None,
 ) -> SweepSummary:
     """Simulate every point of a sweep that `out` does not hold yet, and write its tables and manifest.
 
@@ -81,24 +92,48 @@ def run_sweep(
 
 
 def _run_points(
-    todo: Sequence[Point], folder: ResultFolder, record: RunRecord, lanes: int | None, reused: int, observer: Observer
+    todo: Sequence[Point | TenantsPoint],
+    folder: ResultFolder,
+    record: RunRecord,
+    lanes: int | None,
+    reused: int,
+    observer: Observer,
 ) -> None:
     if not todo:
         return
-    programs, errors = lower_points(todo, observer.lowering)
+    runnable, errors, simulation = _prepare(todo, observer)
     for digest, error in errors.items():
         folder.append(digest, {"status": STATUS_NOT_LOWERED, "message": str(error)})
-    runnable = [point for point in todo if point.digest in programs]
 
     def keep(index: int, result: SimResult) -> None:
-        folder.append(runnable[index].digest, result.to_json())
+        folder.append(runnable[index], result.to_json())
 
     def advance(progress: Progress) -> None:
         record.lane_cycles = progress.lane_cycles
         observer.simulating(reused + len(errors), progress)
 
+    simulation(on_progress=advance, on_result=keep, lanes=lanes)
+
+
+def _prepare(
+    todo: Sequence[Point | TenantsPoint], observer: Observer
+) -> tuple[list[str], dict[str, UserError], Callable[..., Any]]:
+    """Lower the points: digests of those that can run, errors of the others, and the simulation of the former."""
+    mixes = [point for point in todo if isinstance(point, TenantsPoint)]
+    if mixes:
+        lowered, errors = lower_mixes(mixes, observer.lowering)
+        runnable = [point for point in mixes if point.digest in lowered]
+        mix_points = [_mix_point(point, lowered[point.digest]) for point in runnable]
+        return [point.digest for point in runnable], errors, partial(simulate_mixes, mix_points)
+    models = [point for point in todo if isinstance(point, Point)]
+    programs, errors = lower_points(models, observer.lowering)
+    runnable = [point for point in models if point.digest in programs]
     sim_points = [_sim_point(point, programs[point.digest]) for point in runnable]
-    simulate(sim_points, on_progress=advance, on_result=keep, lanes=lanes)
+    return [point.digest for point in runnable], errors, partial(simulate, sim_points)
+
+
+def _mix_point(point: TenantsPoint, mix: Mix) -> MixPoint:
+    return MixPoint(hw=point.hw, mix=mix, max_cycles=point.max_cycles, label=point.label)
 
 
 def _sim_point(point: Point, program: Program) -> SimPoint:
@@ -111,7 +146,7 @@ def _sim_point(point: Point, program: Program) -> SimPoint:
     )
 
 
-def _failures(points: Sequence[Point], results: Mapping[str, dict[str, Any]]) -> list[tuple[str, str]]:
+def _failures(points: Sequence[Point | TenantsPoint], results: Mapping[str, dict[str, Any]]) -> list[tuple[str, str]]:
     failures = []
     for point in points:
         result = results[point.digest]

@@ -17,10 +17,14 @@
       dram.write_queue: dram.read_queue // 2
     exclude:                            # a point that matches all of a condition is dropped
       - {dram.channels: 16, cores.rows: [64]}
+
+Instead of a model, tenants can share the chip; `sweeps.mix_points` explains the keys ``mix``, ``workloads`` and
+``alone`` and what can be swept then.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -38,6 +42,8 @@ from sweeps.expressions import Expression, ExpressionError, Scalar
 MAX_AXIS_VALUES = 100_000
 MAX_LANES = 1 << 20
 MAX_CYCLES = (1 << 62) - 1
+TENANTS = "tenants"
+"""Key of the tenants of a mix, and first part of the keys of their fields."""
 
 
 class SpecError(UserError):
@@ -99,10 +105,14 @@ class SweepSpec(Frozen):
 
     max_cycles: core cycles after which a point stops with status ``cycle_limit``.
     lanes: points simulated side by side; left out, as many as measured best.
+    mix, workloads, alone: see `sweeps.mix_points`.
     """
 
     name: Annotated[str, Field(min_length=1)]
     model: str | None = None
+    mix: Any = None
+    workloads: dict[str, dict[str, Any]] = {}
+    alone: bool = False
     batch: Annotated[int, within(1, 1 << 24)] = 1
     dims: dict[str, Annotated[int, within(1, 1 << 30)]] = {}
     base: Any = None
@@ -122,10 +132,23 @@ class SweepSpec(Frozen):
         # A single group or condition may be written without the list around it.
         return [value] if isinstance(value, Mapping) else value
 
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if not isinstance(self.mix, str | Mapping | None):
+            raise ValueError(f"mix = {self.mix!r}: expected a mix file or its content")
+        of_mixes, of_models = ("workloads", "alone"), ("model", "batch", "dims", "base", "compat", "skip_unknown")
+        for key in of_models if self.mix is not None else of_mixes:
+            if key in self.model_fields_set:
+                raise ValueError(f"{key} does not go {'with' if self.mix is not None else 'without'} a mix")
+        return self
+
 
 @dataclass(frozen=True)
 class Axis:
-    """Keys that advance together, and their values: one tuple (a value a key) per position."""
+    """Keys that advance together, and their values: one tuple (a value a key) per position.
+
+    A value that is no scalar (tenants and their fields only) is there as its text, see `text_of`.
+    """
 
     keys: tuple[str, ...]
     positions: tuple[tuple[Scalar, ...], ...]
@@ -140,6 +163,8 @@ class LoadedSpec:
     text: str
     axes: tuple[Axis, ...]
     derived: Mapping[str, Expression]
+    structured: Mapping[tuple[str, Scalar], Any]
+    """Of each key and text, the swept value that the text stands for."""
 
     @property
     def folder(self) -> Path:
@@ -173,7 +198,9 @@ def load_spec(path: Path) -> LoadedSpec:
         raise SpecError(f"{path}: a sweep spec is a mapping with the keys name, model, base and sweep")
     spec = build(SweepSpec, document.data, document.where)
     _check_keys(spec, document)
-    return LoadedSpec(spec, document, text, _axes(spec, document), _parse_derived(spec, document))
+    structured: dict[tuple[str, Scalar], Any] = {}
+    axes = _axes(spec, document, structured)
+    return LoadedSpec(spec, document, text, axes, _parse_derived(spec, document), structured)
 
 
 def _zip_location(document: Document, index: int, key: str) -> tuple[str | int, ...]:
@@ -198,19 +225,26 @@ def _check_keys(spec: SweepSpec, document: Document) -> None:
             if not all(isinstance(value, Scalar) for value in (wanted if isinstance(wanted, list) else [wanted])):
                 place = document.where(("exclude", index, key))
                 raise SpecError(f"{place}: {key!r} must be excluded at a value or a list of values, not {wanted!r}")
-    for essential in ("model", "base"):
+    for essential in ("model", "base") if spec.mix is None else ():
         if getattr(spec, essential) is None and essential not in given:
             raise SpecError(f"{document.path}: key {essential!r} is missing")
 
 
-def _axes(spec: SweepSpec, document: Document) -> tuple[Axis, ...]:
+def _axes(spec: SweepSpec, document: Document, structured: dict[tuple[str, Scalar], Any]) -> tuple[Axis, ...]:
+    """Axes in order; notes in `structured` what is not scalar."""
+
+    def values_of(key: str, value: object, location: tuple[str | int, ...]) -> list[Scalar]:
+        values = _axis_values(key, value, document, location)
+        if spec.mix is None or not is_tenants_key(key):
+            _check_scalars(key, values, document.where(location))
+        structured.update({(key, text_of(key, item)): item for item in values if not isinstance(item, Scalar)})
+        return [text_of(key, item) for item in values]
+
     axes = []
     for key, value in spec.sweep.items():
-        axes.append(Axis((key,), tuple((item,) for item in _axis_values(key, value, document, ("sweep", key)))))
+        axes.append(Axis((key,), tuple((item,) for item in values_of(key, value, ("sweep", key)))))
     for index, group in enumerate(spec.zip):
-        columns = {
-            key: _axis_values(key, value, document, _zip_location(document, index, key)) for key, value in group.items()
-        }
+        columns = {key: values_of(key, value, _zip_location(document, index, key)) for key, value in group.items()}
         if len({len(values) for values in columns.values()}) > 1:
             counts = ", ".join(f"{key!r} has {len(values)}" for key, values in columns.items())
             place = document.where(("zip", index))
@@ -225,7 +259,29 @@ def _axes(spec: SweepSpec, document: Document) -> tuple[Axis, ...]:
     return tuple(axes)
 
 
-def _axis_values(key: str, value: object, document: Document, location: tuple[str | int, ...]) -> list[Scalar]:
+def is_tenants_key(key: str) -> bool:
+    """Tell whether a key sets the tenants of a mix, or a field of one of them."""
+    return key.split(".")[0] == TENANTS
+
+
+def text_of(key: str, value: Any) -> Scalar:
+    """Return a swept value as labels and tables have it: names of tenants joined by +, other structures as JSON."""
+    if isinstance(value, Scalar):
+        return value
+    if key == TENANTS and isinstance(value, list):
+        names = [item.get("name") if isinstance(item, Mapping) else item for item in value]
+        if all(names):
+            return "+".join(map(str, names))
+    return json.dumps(value, separators=(",", ":"), default=str)
+
+
+def _check_scalars(key: str, values: Sequence[object], where: str) -> None:
+    for item in values:
+        if not isinstance(item, Scalar):
+            raise SpecError(f"{where}: {key!r} can be swept over numbers, texts and true or false, not {item!r}")
+
+
+def _axis_values(key: str, value: object, document: Document, location: tuple[str | int, ...]) -> list[Any]:
     """Return the values of one swept key, given as a list or a range."""
     where = document.where(location)
     if isinstance(value, Mapping):
@@ -234,9 +290,6 @@ def _axis_values(key: str, value: object, document: Document, location: tuple[st
         raise SpecError(f"{where}: {key!r} needs a list of values, or a range with start, stop and step or num")
     if len(value) > MAX_AXIS_VALUES:
         raise SpecError(f"{where}: {key!r} has more than {MAX_AXIS_VALUES} values")
-    for item in value:
-        if not isinstance(item, Scalar):
-            raise SpecError(f"{where}: {key!r} can be swept over numbers, texts and true or false, not {item!r}")
     return value
 
 

@@ -3,7 +3,8 @@
 ``journal.jsonl``  one line per finished point, flushed to disk as it finishes; the only record of what is done;
 ``manifest.json``  what ran: spec, versions, hash of every point, times;
 ``*.parquet``      tables made from the journal at the end of every run: results (one row a point), layers, cores,
-                   channels.
+                   channels; of mixes also tenants (one row a request) and windows (of time, one row each of every
+                   request), see `sweeps.tenants_table`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from hwconfigs.errors import UserError
+from sweeps.mix_points import TenantsPoint
 from sweeps.points import Point
+from sweeps.tenants_table import point_columns, tenant_rows, window_rows
 
 MANIFEST = "manifest.json"
 JOURNAL = "journal.jsonl"
 LOCK = ".lock"
 FORMAT = 1
+
+
+AnyPoint = Point | TenantsPoint
 
 
 class ResultFolderError(UserError):
@@ -39,7 +45,7 @@ class ResultFolder:
         self._journal = (path / JOURNAL).open("ab")
 
     @classmethod
-    def open(cls, path: Path, points: Sequence[Point], *, resume: bool) -> Self:
+    def open(cls, path: Path, points: Sequence[AnyPoint], *, resume: bool) -> Self:
         """Open or create the folder for these points.
 
         An existing folder must hold the same points (any subset finished); with `resume` it may hold others, and those
@@ -127,7 +133,7 @@ def _refuse_foreign(path: Path) -> None:
         raise ResultFolderError(f"{path}: not a result folder, and not empty ({others[0]}); choose another --out")
 
 
-def _check_fits(path: Path, points: Sequence[Point], resume: bool) -> None:
+def _check_fits(path: Path, points: Sequence[AnyPoint], resume: bool) -> None:
     if not (path / MANIFEST).exists():
         return
     manifest = read_manifest(path)
@@ -173,10 +179,18 @@ def read_table(path: Path, name: str) -> list[dict[str, Any]]:
         raise ResultFolderError(f"{file}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
 
 
-def write_tables(path: Path, points: Sequence[Point], results: Mapping[str, dict[str, Any]]) -> None:
+def write_tables(path: Path, points: Sequence[AnyPoint], results: Mapping[str, dict[str, Any]]) -> None:
     """Write the Parquet tables of all finished points. Same results, same bytes."""
     finished = [(point, results[point.digest]) for point in points if point.digest in results]
-    _write_table(path / "results.parquet", [_result_row(point, result) for point, result in finished])
+    mixes = [(point, result) for point, result in finished if isinstance(point, TenantsPoint)]
+    of_mixes = {point.index: point_columns(point, result, results) for point, result in mixes}
+    rows = [_result_row(point, result) | of_mixes.get(point.index, {}) for point, result in finished]
+    _write_table(path / "results.parquet", rows)
+    if any(isinstance(point, TenantsPoint) for point in points):
+        tenants = [row for point, result in mixes for row in tenant_rows(point, result, results)]
+        _write_table(path / "tenants.parquet", tenants)
+        windows = [row for point, result in mixes for row in window_rows(point, result)]
+        _write_table(path / "windows.parquet", windows)
     for name, rows_of in (
         ("layers", lambda result: result.get("layers", [])),
         ("cores", lambda result: result.get("cores", [])),
@@ -190,13 +204,12 @@ def write_tables(path: Path, points: Sequence[Point], results: Mapping[str, dict
         _write_table(path / f"{name}.parquet", rows)
 
 
-def _result_row(point: Point, result: Mapping[str, Any]) -> dict[str, Any]:
+def _result_row(point: AnyPoint, result: Mapping[str, Any]) -> dict[str, Any]:
     layers = result.get("layers", [])
     return {
         "point": point.index,
         "hash": point.digest,
-        "model": point.model,
-        "batch": point.batch,
+        **point.columns,
         "hw": point.hw.name,
         **point.values,
         **_scalars(result),

@@ -39,6 +39,7 @@ class TenantPlan:
     arrival_cycle: int = 0
     partition: int = 0
     priority: int = 0
+    deadline_cycle: int | None = None
 
 
 def build_program(name: str, layers: tuple[LayerPlan, ...], lists: int, first_block: int) -> Program:
@@ -73,10 +74,12 @@ def build_mix(plans: tuple[TenantPlan, ...], scheduler: Scheduler, partitions: t
         lists = {
             Scheduler.SPATIAL_SPLIT: 1,
             Scheduler.DYNAMIC: 1,
+            Scheduler.EARLIEST_DEADLINE: 1,
             Scheduler.PARTITION_CPU: partitions.count(plan.partition),
         }.get(scheduler, CORES)
         program = build_program(f"tenant{index}", plan.layers, lists, 4096 * index)
-        tenants.append(Tenant(program.name, program, plan.arrival_cycle, plan.partition, index, priority=plan.priority))
+        own = {"priority": plan.priority, "deadline_cycle": plan.deadline_cycle}
+        tenants.append(Tenant(program.name, program, plan.arrival_cycle, plan.partition, index, **own))
     return Mix("mix", tuple(tenants), scheduler, partitions)
 
 
@@ -121,6 +124,7 @@ def mix_plans(draw: st.DrawFn) -> MixPlan:
         arrival_cycle=st.sampled_from([0, 0, 1, 150, 1000]),
         partition=st.sampled_from(sorted(set(partitions))),
         priority=st.integers(0, 2),
+        deadline_cycle=st.sampled_from([None, 300, 300, 900, 2000]),
     )
     tenants = draw(st.lists(tenant, min_size=1, max_size=MOST_TENANTS))
     return MixPlan(tuple(tenants), draw(st.sampled_from(list(Scheduler))), partitions)

@@ -60,7 +60,7 @@ def simulate(
     devices.prepare()
     results: list[SimResult | None] = [None] * len(points)
     estimate, parameters = _once_per_object(_estimate), _once_per_object(params_of)
-    totals = _Totals([estimate(point.hw, point.program) for point in points], on_progress)
+    totals = Totals([estimate(point.hw, point.program) for point in points], on_progress)
     for members, machine in _groups(points):
 
         def keep(index: int, state: Any, members: list[int] = members) -> None:
@@ -96,7 +96,7 @@ def simulate(
     return [result for result in results if result is not None]
 
 
-class _Totals:
+class Totals:
     """Adds the progress of the groups up to the progress of the whole."""
 
     def __init__(self, estimates: Sequence[float], report: Callable[[Progress], None] | None) -> None:

@@ -350,11 +350,12 @@ def sweep(
 
     Exit code 1 when any point did not end with status ok; all results are stored in any case.
     """
+    from sweeps.mix_points import expand_mixes
     from sweeps.points import expand
     from sweeps.spec import load_spec
 
     loaded = load_spec(spec)
-    expansion = expand(loaded)
+    expansion = expand(loaded) if loaded.spec.mix is None else expand_mixes(loaded)
     for warning in expansion.warnings:
         _say(f"warning: {warning}")
     if dry_run:

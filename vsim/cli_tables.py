@@ -79,7 +79,7 @@ _LAYER_COLUMNS = (
 
 _MIX_COLUMNS = ("name", "op", "start_cycle", "finish_cycle", "macs", "load_bytes", "store_bytes", "macs_of_peak")
 _MIX_COLUMNS += ("dram_of_peak",)
-_TENANT_COLUMNS = ("name", "request_time", "start_cycle", "finish_cycle", "load_bytes", "store_bytes")
+_TENANT_COLUMNS = ("name", "request_time", "start_cycle", "finish_cycle", "active_cycles", "load_bytes", "store_bytes")
 
 
 class _Share(float):

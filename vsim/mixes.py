@@ -13,7 +13,7 @@ from hwconfigs import HwConfig
 from lowering.mix import Mix
 from lowering.program import Program
 from vsim import devices, engine
-from vsim.api import distinct_programs, expected_cycles
+from vsim.api import Totals, distinct_programs, expected_cycles
 from vsim.engine import Progress
 from vsim.npu.compile import ProgramNeeds, params_of, stack_params
 from vsim.npu.compile_mix import mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
@@ -47,11 +47,12 @@ def simulate_mixes(
 ) -> list[SimResult]:
     """Simulate points side by side; results come back in the order of the points. Options: see `vsim.api.simulate`.
 
-    Points may differ in tenants, scheduler, arrivals and hardware; on_progress reports each group of equal machine
-    shapes by itself. Raises ConfigError for hardware that is not modelled, before anything runs.
+    Points may differ in tenants, scheduler, arrivals and hardware. Raises ConfigError for hardware that is not
+    modelled, before anything runs.
     """
     devices.prepare()
     results: list[SimResult | None] = [None] * len(points)
+    totals = Totals([_estimate(point) for point in points], on_progress)
     for members, machine in _groups(points):
         group = [points[index] for index in members]
 
@@ -64,6 +65,8 @@ def simulate_mixes(
         programs, which = _programs(group)
         inputs = [mix_input(point.mix, of_lane, machine.shape) for point, of_lane in zip(group, which, strict=True)]
         params = [params_of(p.hw, compat=p.compat, max_cycles=p.max_cycles, idle_skip=idle_skip) for p in group]
+        estimates = [_estimate(point) for point in group]
+        totals.begin_group(estimates)
         shared, stacked, mixes = mix_tables_of(programs, machine.shape), stack_params(params), stack_inputs(inputs)
         bytes_per_lane = engine.bytes_per_lane(machine, shared, stacked, mixes)
         engine.run(
@@ -71,12 +74,13 @@ def simulate_mixes(
             shared,
             stacked,
             mixes,
-            [_estimate(point) for point in group],
+            estimates,
             width=lanes or devices.lanes_side_by_side(bytes_per_lane, len(group)),
             on_lane=keep,
-            on_progress=on_progress,
+            on_progress=totals.of_group,
             chunk_iterations=chunk_iterations,
         )
+        totals.end_group()
     return [result for result in results if result is not None]
 
 

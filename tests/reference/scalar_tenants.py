@@ -13,6 +13,7 @@ from lowering.emit import Tile, expand
 from lowering.mix import Mix, Scheduler, Tenant
 from tests.reference.scalar_npu import Chip, Core, run_chip
 
+POOLED = (Scheduler.DYNAMIC, Scheduler.EARLIEST_DEADLINE)
 LAYER_STRIDE = 1000
 """Layer i of tenant t has number t * LAYER_STRIDE + i on the chip."""
 
@@ -85,7 +86,7 @@ class Requests:
                 self.starts.setdefault(queue[0].layer, cycle)
                 return queue.popleft()
             return None
-        if self.scheduler is Scheduler.DYNAMIC and not self.of_core[core]:
+        if self.scheduler in POOLED and not self.of_core[core]:
             self._pull(core, cycle)
         if self.of_core[core]:
             return self.of_core[core].popleft()
@@ -110,7 +111,7 @@ class Requests:
                     if not self.of_core[core] and mine:
                         cores = [other for other, owner in enumerate(self.partitions) if owner == partition]
                         self._start(mine[0], cores, cores.index(core), cycle)
-            case Scheduler.SPATIAL_SPLIT | Scheduler.DYNAMIC:
+            case Scheduler.SPATIAL_SPLIT | Scheduler.DYNAMIC | Scheduler.EARLIEST_DEADLINE:
                 for tenant in self.live:
                     if not self.of_tenant[tenant.index] and tenant.ready:
                         layer = tenant.ready.popleft()
@@ -122,7 +123,11 @@ class Requests:
         waiting = [tenant for tenant in self.live if self.of_tenant[tenant.index]]
         if not waiting:
             return
-        foremost = min(waiting, key=lambda tenant: (tenant.tenant.priority, tenant.index))
+        if self.scheduler is Scheduler.DYNAMIC:
+            foremost = min(waiting, key=lambda tenant: (tenant.tenant.priority, tenant.index))
+        else:
+            hurried = [tenant for tenant in waiting if tenant.tenant.deadline_cycle is not None]
+            foremost = min(hurried or waiting, key=lambda tenant: (tenant.tenant.deadline_cycle or 0, tenant.index))
         tiles = self.of_tenant[foremost.index]
         self.starts.setdefault(tiles[0].layer, cycle)
         self.of_core[core].append(tiles.popleft())

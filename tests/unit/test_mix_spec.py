@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from hwconfigs import HwConfig
 from hwconfigs.errors import UserError
 from lowering import lower
 from lowering.mix import Scheduler
-from lowering.mix_placement import Workload, place_workloads
+from lowering.mix_placement import PlacedPrograms, Workload, place_workloads
 from lowering.mix_spec import load_mix
-from lowering.program import Col, Op, Program
+from lowering.program import Col, Op, Program, Repeat
 from tests import models
-from tests.mixes import HW
+from tests.mixes import CORES, HW
 from tests.sweep_results import save_model
 from vsim.api import SimPoint, simulate
 from vsim.cli import main
@@ -65,6 +66,12 @@ def results(program: Program, on_two: Program) -> dict:
         "dynamic": place_workloads(
             "dynamic", [Workload("a", program, (0,), (), 1), Workload("b", program, (0,))], CHIP, Scheduler.DYNAMIC
         ),
+        "deadline": place_workloads(
+            "deadline",
+            [Workload("a", program, (0,)), Workload("b", program, (0,), deadline_cycles=1)],
+            CHIP,
+            Scheduler.EARLIEST_DEADLINE,
+        ),
     }
     return dict(zip(mixes, simulate_mixes([MixPoint(CHIP, mix) for mix in mixes.values()]), strict=True))
 
@@ -109,6 +116,34 @@ def test_priority_is_served_first(results: dict):
     assert 0 <= lost < slow["finish_cycle"] - fast["finish_cycle"]
     assert results["dynamic"].dram["read_bytes"] == 2 * results["alone"].dram["read_bytes"]
     assert fast["finish_cycle"] < 1.5 * alone
+
+
+def test_the_earliest_deadline_is_the_highest_priority(results: dict):
+    assert results["deadline"].tenants[1]["deadline_cycle"] == 1
+    assert results["deadline"].layers == results["dynamic"].layers
+
+
+def test_a_layer_need_not_have_tiles_for_every_core(folder: Path):
+    """A single row is a single tile, which stands in the one list of scheduler dynamic."""
+    small = lowered(folder, "small", (1, 8, 8), CHIP)
+    assert (small.schedule[0, :, 1] - small.schedule[0, :, 0]).tolist().count(0) == CORES - 1
+    mix = place_workloads("m", [Workload("a", small, (0,))], CHIP, Scheduler.DYNAMIC)
+    [tenant] = mix.tenants
+    assert tenant.program.schedule.shape[1] == 1
+    assert sorted(tenant.program.tiles.tolist()) == sorted(small.tiles.tolist())
+
+
+def test_deadlines_count_from_arrivals_and_go_before_their_absence(folder: Path, program: Program):
+    """Cycles are nanoseconds here; b's two requests are due first, a's and c's later, c without deadline last."""
+    text = MIX.replace("time_multiplex", "earliest_deadline").replace("requests: 3}}", "requests: 3}, deadline_us: 9}")
+    _, mix = load_mix(write(folder, text.replace("seed: 4}}", "seed: 4}, deadline_us: 1.5}")))
+    due = {(tenant.name, tenant.arrival_cycle): tenant.deadline_cycle for tenant in mix.tenants}
+    assert (due["a", 0], due["a", 2500]) == (9000, 11500)
+    assert due["c", 0] is None
+    in_order = sorted(mix.tenants, key=lambda tenant: mix.priorities[tenant.position])
+    assert [tenant.name for tenant in in_order if tenant.name != "b"] == ["a", "a", "a", "c"]
+    assert all(tenant.deadline_cycle == tenant.arrival_cycle + 1500 for tenant in in_order if tenant.name == "b")
+    assert sorted(mix.priorities) == list(range(6))
 
 
 def blocks(program: Program) -> set[int]:
@@ -186,3 +221,40 @@ def test_the_command(folder: Path, program: Program, capsys: pytest.CaptureFixtu
     assert (result["status"], result["scheduler"]) == ("ok", "time_multiplex")
     assert sorted(tenant["name"] for tenant in result["tenants"]) == ["a", "a", "a", "b", "b", "c"]
     assert all(tenant["start_cycle"] >= tenant["arrival_cycle"] for tenant in result["tenants"])
+
+
+def test_cores_are_dealt_out_evenly(folder: Path, program: Program):
+    """The first tenants get one more; other schedulers take no notice."""
+    text = MIX.replace("scheduler: time_multiplex", "scheduler: partition_cpu\ncore_split: even")
+    _, mix = load_mix(write(folder, text))
+    assert mix.core_partitions == (0, 0, 1, 2)
+    _, mix = load_mix(write(folder, MIX + "core_split: even\n"))
+    assert mix.core_partitions == load_mix(write(folder))[1].core_partitions
+    with pytest.raises(UserError, match=r"mix.yaml: 3 tenants cannot have cores of their own: the chip has 2"):
+        load_mix(write(folder, text.replace("set: {", "set: {cores.count: 2, ")))
+    with pytest.raises(UserError, match=r"core_split and cores of tenants exclude each other"):
+        load_mix(write(folder, text.replace("{name: c,", "{name: c, cores: [1],")))
+
+
+def test_extrapolated_programs_are_no_tenants(program: Program):
+    """They hold some of their layers only."""
+    short = replace(program, repeats=(Repeat("layer.", ((0, 1),), 3),))
+    with pytest.raises(UserError, match="tenant a: steady_layers are for single models"):
+        place_workloads("m", [Workload("a", short, (0,))], CHIP, Scheduler.SIMPLE)
+
+
+def test_mixes_share_placed_programs(program: Program):
+    placed = PlacedPrograms()
+
+    def programs(*workloads: Program, scheduler: Scheduler = Scheduler.SIMPLE) -> list[Program]:
+        mix = place_workloads("m", [Workload("a", each, (0,)) for each in workloads], CHIP, scheduler, placed)
+        return [tenant.program for tenant in mix.tenants]
+
+    first, second = programs(program, program)
+    assert first is not second
+    again, after = programs(program, program)
+    assert again is first
+    assert after is second
+    [pooled] = programs(program, scheduler=Scheduler.DYNAMIC)
+    assert pooled is not first
+    assert programs(program, scheduler=Scheduler.DYNAMIC)[0] is pooled

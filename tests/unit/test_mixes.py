@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
+from itertools import count
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -19,8 +23,8 @@ from tests.mixes import CORES, HW, MOST_TENANTS, LayerPlan, MixPlan, TenantPlan,
 from tests.reference.scalar_tenants import LAYER_STRIDE, run_mix
 from vsim import engine
 from vsim.mixes import MixPoint, simulate_mixes
-from vsim.npu.compile import params_of, stack_params
-from vsim.npu.compile_mix import mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
+from vsim.npu.compile import params_of, program_needs, shape_of, stack_params, tables_of
+from vsim.npu.compile_mix import WINDOWS, mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
 from vsim.npu.machine import NpuMachine
 from vsim.npu.results import SimResult
 from vsim.npu.results_mix import mix_result_of
@@ -40,7 +44,7 @@ DIAMOND = (
 )
 """Two branches of unequal length that meet."""
 CHAIN = (LayerPlan(6, unbound=True), LayerPlan(1, rows=0, reads=(0,)), LayerPlan(4, rows=40, reads=(1,)))
-PAIR = (TenantPlan(CHAIN), TenantPlan(CHAIN, arrival_cycle=60, partition=1))
+PAIR = (TenantPlan(CHAIN), TenantPlan(CHAIN, arrival_cycle=1, partition=1, deadline_cycle=300))
 LATE = 12_000
 PLANS = (
     *(MixPlan(PAIR, scheduler, (0, 0, 1, 1)) for scheduler in Scheduler),
@@ -184,3 +188,56 @@ def test_programs_that_are_no_tenants_are_refused() -> None:
     small = HW.with_overrides({"cores.count": CORES // 2})
     with pytest.raises(ConfigError, match="lowered for 4 cores, the chip has 2"):
         simulate_mixes([MixPoint(small, mix, compat=True)])
+
+
+def windows_of(batch: list[Mix], shift: int) -> list[list[tuple[int, list[int]]]]:
+    """Of every mix and tenant, the length of its windows and its bytes in each, windows of 2**shift cycles at first."""
+    which = [
+        list(range(number, number + 4))[: len(mix.tenants)] for number, mix in zip(count(0, 4), batch, strict=False)
+    ]
+    programs = [tenant.program for mix in batch for tenant in (*mix.tenants, *mix.tenants[:1] * 4)[:4]]
+    shape = mix_shape_of(HW, mix_needs(LARGEST), MOST_TENANTS, compat=True)
+    inputs = [mix_input(mix, of_mix, shape) for mix, of_mix in zip(batch, which, strict=True)]
+    params = params_of(HW, compat=True, max_cycles=MOST_CYCLES, idle_skip=True)
+    results: dict[int, SimResult] = {}
+    engine.run(
+        NpuMachine(shape),
+        mix_tables_of(programs, shape),
+        stack_params([params] * len(batch)),
+        stack_inputs([one.replace(window_shift=np.int32(shift)) for one in inputs]),
+        [1.0] * len(batch),
+        width=len(batch),
+        on_lane=lambda lane, state: results.update({lane: mix_result_of(HW, batch[lane], state)}),
+    )
+    return [
+        [(row["window_cycles"], row["window_bytes"]) for row in results[lane].tenants] for lane in range(len(batch))
+    ]
+
+
+def test_windows_add_up_however_often_they_double() -> None:
+    """From windows of a cycle up, across 12,000 idle cycles that are skipped at once, and without any doubling."""
+    batch, results = reference()
+    batch, results = batch[-4:], results[-4:]
+    grown, coarse = windows_of(batch, 0), windows_of(batch, 9)
+    for result, of_grown, of_coarse in zip(results, grown, coarse, strict=True):
+        for row, (cycles, found), (wide, expected) in zip(result["tenants"], of_grown, of_coarse, strict=True):
+            assert sum(found) == row["load_bytes"] + row["store_bytes"]
+            assert len(found) == result["cycles"] // cycles + 1
+            assert WINDOWS / 2 < len(found) <= WINDOWS
+            assert wide == 512 >= cycles
+            parts = 512 // cycles
+            assert [sum(found[at : at + parts]) for at in range(0, len(found), parts)] == expected
+
+
+def test_single_programs_know_nothing_of_mixes() -> None:
+    """Their step is the same text whatever the shape says of queues, reports and windows of tenants."""
+    program = PLANS[0].build().tenants[0].program
+    shape = shape_of(HW, program_needs(program), compat=True)
+    tables = tables_of([program], shape)
+    params = stack_params([params_of(HW, compat=True, max_cycles=MOST_CYCLES, idle_skip=True)])
+    texts = set()
+    for other in (shape, dataclasses.replace(shape, queue_parts=8, reports=8, windows=WINDOWS)):
+        machine = NpuMachine(other)
+        state = jax.eval_shape(machine.init, tables, params, jnp.zeros(1, jnp.int32))
+        texts.add(jax.jit(machine.step).lower(tables, params, state).as_text())
+    assert len(texts) == 1

@@ -23,6 +23,9 @@ QUEUE_PARTS = 8
 branches of its graph run side by side."""
 REPORTS = 8
 """Finished tiles that can wait at one core: one is reported a tick, and at most two end."""
+WINDOWS = 64
+FIRST_WINDOW_SHIFT = 6
+"""A run of n >= 4,096 core cycles fills 33 to 64 windows."""
 RESIDENT_AND_DRAINING = 3
 """Tiles of a core whose requests can be under way: two resident ones, and the stores of the one before."""
 
@@ -44,7 +47,7 @@ def mix_needs(mix: Mix) -> ProgramNeeds:
 def mix_shape_of(hw: HwConfig, needs: ProgramNeeds, tenants: int, *, compat: bool) -> NpuShape:
     """The shape under which a chip runs mixes of up to `tenants` tenants with these needs. Raises ConfigError."""
     shape = shape_of(hw, needs, compat=compat)
-    return replace(shape, tenants=power_of_two(tenants), queue_parts=QUEUE_PARTS, reports=REPORTS)
+    return replace(shape, tenants=power_of_two(tenants), queue_parts=QUEUE_PARTS, reports=REPORTS, windows=WINDOWS)
 
 
 def mix_tables_of(programs: Sequence[Program], shape: NpuShape) -> MixTables:
@@ -150,8 +153,9 @@ def mix_input(mix: Mix, which: Sequence[int], shape: NpuShape) -> MixInput:
         "tenant_partition": of_tenants([tenant.partition if by_partition else 0 for tenant in mix.tenants]),
         "core_partition": np.asarray([*partitions, *[-1] * beyond], np.int32),
         "core_position": np.asarray([*positions, *[0] * beyond], np.int32),
-        "priority": of_tenants([tenant.priority for tenant in mix.tenants]),
+        "priority": of_tenants(mix.priorities),
         "rotates": np.int32(mix.lists_rotate),
+        "window_shift": np.int32(FIRST_WINDOW_SHIFT),
     }
     return MixInput(**arrays)
 

@@ -19,7 +19,10 @@ def mix_result_of(hw: HwConfig, mix: Mix, state: NpuOutcome) -> SimResult:
     layers: those of all tenants in the order in which they finished, each with the place of its tenant in that list.
     """
     roofs, layers_each = roofs_of(hw), state.schedule.producers_left.shape[0] // state.schedule.layers_left.shape[0]
-    tenants = [_tenant(hw, roofs, tenant, state, index * layers_each) for index, tenant in enumerate(mix.tenants)]
+    tenants = [
+        _tenant(hw, roofs, tenant, state, index * layers_each) | _windows(hw, state, index)
+        for index, tenant in enumerate(mix.tenants)
+    ]
     rows = [row for tenant in tenants for row in tenant["layers"]]
     rows.sort(key=lambda row: math.inf if row["finish_cycle"] is None else row["finish_cycle"])
     warnings = tuple(dict.fromkeys(text for tenant in mix.tenants for text in tenant.program.warnings))
@@ -28,20 +31,52 @@ def mix_result_of(hw: HwConfig, mix: Mix, state: NpuOutcome) -> SimResult:
 
 
 def _tenant(hw: HwConfig, roofs: Roofs, tenant: Tenant, state: NpuOutcome, first: int) -> dict[str, Any]:
-    """Null start: nothing of it started; null finish: not all of it finished."""
+    """Null start: nothing of it started; null finish: not all of it finished.
+
+    active_cycles: in which a layer of it ran; of layers that have not ended nothing counts. systolic_cycles: what
+    the passes of its program stream, all cores together (closed form, without filling and draining the arrays), once it
+    has finished. noc_bytes: every block that is loaded or stored crosses the NoC once.
+    """
     layers = [_layer(hw, roofs, tenant, state, first + index, index) for index in range(tenant.program.n_layers)]
     starts = [layer["start_cycle"] for layer in layers if layer["start_cycle"] is not None]
     finishes = [layer["finish_cycle"] for layer in layers]
+    finish = None if None in finishes else max(finishes)
+    loaded, stored = (sum(layer[key] for layer in layers) for key in ("load_bytes", "store_bytes"))
+    busy = sum(info.systolic_cycles for info in tenant.program.layers)
     return {
         "name": tenant.name,
+        "workload": tenant.workload,
         "request_time": tenant.request_time_ms,
         "arrival_cycle": tenant.arrival_cycle,
+        "deadline_cycle": tenant.deadline_cycle,
         "start_cycle": min(starts, default=None),
-        "finish_cycle": None if None in finishes else max(finishes),
-        "load_bytes": sum(layer["load_bytes"] for layer in layers),
-        "store_bytes": sum(layer["store_bytes"] for layer in layers),
+        "finish_cycle": finish,
+        "latency_cycles": None if finish is None else finish - tenant.arrival_cycle,
+        "active_cycles": _covered([(layer["start_cycle"], layer["finish_cycle"]) for layer in layers]),
+        "systolic_cycles": None if finish is None else busy,
+        "macs": sum(layer["macs"] for layer in layers),
+        "load_bytes": loaded,
+        "store_bytes": stored,
+        "noc_bytes": loaded + stored,
         "layers": layers,
     }
+
+
+def _windows(hw: HwConfig, state: NpuOutcome, tenant: int) -> dict[str, Any]:
+    """Bytes that the cores asked for in every window of `window_cycles` core cycles, up to the end of the run."""
+    shift = int(state.schedule.window_shift)
+    used = (two_words(state.cycles) >> shift) + 1
+    requests = state.schedule.window_requests[tenant, :used]
+    return {"window_cycles": 1 << shift, "window_bytes": [int(count) * hw.dram.request_bytes for count in requests]}
+
+
+def _covered(intervals: list[tuple[int | None, int | None]]) -> int:
+    """Cycles in at least one of the intervals that have both ends."""
+    total = reached = 0
+    for start, finish in sorted((a, b) for a, b in intervals if a is not None and b is not None):
+        total += max(finish, reached) - max(start, reached)
+        reached = max(finish, reached)
+    return total
 
 
 def _layer(hw: HwConfig, roofs: Roofs, tenant: Tenant, state: NpuOutcome, row: int, index: int) -> dict[str, Any]:

@@ -76,6 +76,7 @@ def start(shape: NpuShape, program: MixTables, mix: MixInput) -> TenantSchedule:
         report_layer=zeros(cores, shape.reports),
         report_head=zeros(cores), start=zeros(tenants * layers, 2) - 1, finish=zeros(tenants * layers, 2) - 1,
         load_requests=zeros(tenants * layers), store_requests=zeros(tenants * layers),
+        window_requests=zeros(tenants, shape.windows), window_shift=mix.window_shift,
     )  # fmt: skip
 
 
@@ -514,23 +515,51 @@ def after_tick(
     gone = before.resident & ~core.resident
     layer = jnp.where(gone[:, 0], s.slot_layer[:, 0], s.slot_layer[:, 1])
     s, late = _await_report(s, before.finished, layer, settle(gone[:, 0] | gone[:, 1]))
+    of_load, of_store = _layer_of(shape, s, before, did.load), _layer_of(shape, s, before, did.store)
     s = s.replace(
-        load_requests=_count(shape, s, s.load_requests, before, did.load, did.load_valid),
-        store_requests=_count(shape, s, s.store_requests, before, did.store, did.store_valid),
+        load_requests=add(s.load_requests, did.load_valid, did.load.requests, of_load),
+        store_requests=add(s.store_requests, did.store_valid, did.store.requests, of_store),
+    )
+    s = _count_by_time(
+        s,
+        before,
+        jnp.concatenate([did.load_valid, did.store_valid]),
+        jnp.concatenate([did.load.requests, did.store.requests]),
+        jnp.concatenate([of_load, of_store]),
     )
     return s, jnp.where(late, STATUS_REPORTS, 0)
 
 
-def _count(
-    shape: NpuShape, s: TenantSchedule, counts: Array, core: CoreState, sent: words.Descriptor, valid: Array
-) -> Array:
-    """Add requests to their layer: that of the tile whose half of the memory they fill, or empty."""
+def _layer_of(shape: NpuShape, s: TenantSchedule, core: CoreState, sent: words.Descriptor) -> Array:
+    """int32[C, L]: layer of the tile whose half of the memory the requests fill, or empty."""
     flat = words.flat_entry_of(sent.word)
     memory, half = flat // (2 * shape.entries), flat // shape.entries & 1
     # Two tiles with the same half are of one layer.
     in_first = core.resident[:, 0] & (jnp.where(memory == 1, core.acc_half[:, 0], core.spad_half[:, 0]) == half)
-    layer = jnp.where(in_first, s.slot_layer[:, 0], s.slot_layer[:, 1])
-    return add(counts, valid, sent.requests, layer)
+    return settle(jnp.where(in_first, s.slot_layer[:, 0], s.slot_layer[:, 1]))
+
+
+def _count_by_time(s: TenantSchedule, core: CoreState, valid: Array, requests: Array, layer: Array) -> TenantSchedule:
+    """Add requests of layers (int32[N, L] each) to the present window of their tenants."""
+    tenants, windows = s.window_requests.shape[:2]
+    high, low = absolute(core)
+    # In one step time advances by less than 2**31 windows.
+    window = (high << (RADIX_BITS - s.window_shift)) | (low >> s.window_shift)
+    doublings = settle(jnp.where(window < windows, 0, 32 - lax.clz(window // windows)))
+
+    def longer() -> Array:
+        shape = (tenants, windows, *window.shape)
+        to = jnp.broadcast_to(numbers(windows) >> doublings, shape)
+        counts = s.window_requests
+        return add(jnp.zeros_like(counts), jnp.ones(shape, bool), counts, numbers(tenants, 2), to)
+
+    # This is rare: it happens once for every doubling of the run's length.
+    counts = lax.cond(jnp.any(doublings > 0), longer, lambda: s.window_requests)
+    tenant = layer // (s.producers_left.shape[0] // tenants)
+    present = jnp.broadcast_to(window >> doublings, tenant.shape)
+    return s.replace(
+        window_requests=add(counts, valid, requests, tenant, present), window_shift=s.window_shift + doublings
+    )
 
 
 def skip(s: TenantSchedule, core: CoreState, ticks: Array) -> TenantSchedule:

@@ -75,6 +75,8 @@ class NpuShape:
     """Parts of layers that wait in a queue of tiles. Mixes only, and likewise below."""
     reports: int = 1
     """Finished tiles of a core that wait to be reported."""
+    windows: int = 1
+    """Windows of time by which a tenant's requests are counted; a power of two."""
 
     @property
     def queues(self) -> int:
@@ -274,6 +276,8 @@ class MixInput(struct.PyTreeNode):
     """int32[T], below 2**16, 0 first (DYNAMIC only)."""
     rotates: Array
     """int32[], 1: a layer's lists of tiles go round the cores (see `lowering.mix.Mix`)."""
+    window_shift: Array
+    """int32[], 0..24, log2 of the core cycles of a window at the start."""
 
 
 class TenantSchedule(struct.PyTreeNode):
@@ -335,6 +339,10 @@ class TenantSchedule(struct.PyTreeNode):
     load_requests: Array
     """int32[T * N]"""
     store_requests: Array
+    window_requests: Array
+    """int32[T, V], requests by the window of time in which the core gave them to its DMA queue."""
+    window_shift: Array
+    """int32[], log2 of the core cycles of a window; windows double when time runs out of them."""
 
 
 class NocState(struct.PyTreeNode):
