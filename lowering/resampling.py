@@ -6,14 +6,15 @@ import math
 from dataclasses import dataclass
 
 from lowering.context import Handler, Network, unsupported
+from lowering.emit import Extent, Operand
 from lowering.fusion import Group
 from lowering.ir import Node
-from lowering.layout import channels_last
-from lowering.mapping import MatmulShape
-from lowering.matmul import MatmulLayer, OutputGrid, emit_matmul, plan_matmul
-from lowering.operators import Cost, add_costs, elementwise_cost
+from lowering.layout import Layout, channels_last
+from lowering.mapping import MappingError, MatmulShape
+from lowering.matmul import MatmulLayer, OutputGrid, emit_matmul, plan_matmul, vector_units
+from lowering.operators import Cost, add_costs, elementwise_cost, latency
 from lowering.streams import Read, StreamLayer, emit_stream
-from lowering.vector_layers import Identity
+from lowering.vector_layers import Identity, shares
 
 _TAPS = {"nearest": 1, "linear": 2, "bilinear": 2, "cubic": 4, "bicubic": 4}
 """Samples along each dimension that is resized."""
@@ -73,7 +74,11 @@ def conv_transpose(network: Network, group: Group) -> None:
     rest = [step for step in group.steps if not step.folded]
     residuals = tuple(network.in_order(tensor, order) for step in rest for tensor in step.operands)
     bias = len(node.inputs) > 2 or any(step.folded for step in group.steps)
+    empty = []
     for name, shape, grid in phases(node):
+        if not shape.kernel_rows * shape.kernel_cols:
+            empty.append((shape, grid))
+            continue
         layer = MatmulLayer(
             name=name,
             op=node.op,
@@ -87,6 +92,49 @@ def conv_transpose(network: Network, group: Group) -> None:
             grid=grid,
         )
         emit_matmul(network.builder, plan_matmul(layer, network.chip, network.mapping), network.chip, network.space)
+    if empty:
+        cost = add_costs({"add": 1}, *(elementwise_cost(step.node) for step in rest))
+        _emit_empty(network, Identity(f"{node.name} (outputs without input)", node.op), empty, result, residuals, cost)
+
+
+def _emit_empty(
+    network: Network,
+    identity: Identity,
+    phases_: list[tuple[MatmulShape, OutputGrid]],
+    result: Layout,
+    residuals: tuple[Layout, ...],
+    cost: Cost,
+) -> None:
+    """Write the outputs that no input reaches, a kernel being smaller than its stride: zeros, or what is added to them.
+
+    Rows of output positions are the tiles, as many at a time as fit half the scratchpad.
+    """
+    chip, builder = network.chip, network.builder
+    builder.begin_layer(identity.info())
+    for shape, grid in phases_:
+        line_bytes = shape.out_cols * result.pitch_bytes * (len(residuals) + 1)
+        room = chip.spad_bytes // line_bytes
+        if room < 1:
+            raise MappingError(
+                f"layer {identity.name} ({identity.op}): one row of outputs needs {line_bytes} bytes of scratchpad, "
+                f"half of it is {chip.spad_bytes}; enlarge cores.spad_kib"
+            )
+        for image in range(shape.images):
+            for core, start, count in shares(shape.out_rows, room, 1, line_bytes, chip):
+                first = (image * grid.size[0] + grid.first[0] + start * grid.step[0]) * grid.size[1] + grid.first[1]
+                levels = ((count, grid.step[0] * grid.size[1]), (shape.out_cols, grid.step[1]))
+                target = Operand(len(residuals))
+                units = vector_units(count * shape.out_cols * result.channels * chip.element_bytes, chip.cores[core])
+                builder.begin_tile(core)
+                for entry, layout in enumerate(residuals):
+                    builder.load(entry, layout.region(first, levels, 0, layout.channels))
+                cycles = Extent(latency(cost, chip.cores[core]))
+                builder.vector(dst=target, src_a=Operand(0 if residuals else -1), size1=Extent(units), size2=cycles)
+                for entry in range(1, len(residuals)):
+                    builder.vector(dst=target, src_a=target, src_b=Operand(entry), size1=Extent(0))
+                builder.store(len(residuals), result.region(first, levels, 0, result.channels), acc=False)
+                builder.end_tile()
+    builder.end_layer()
 
 
 def phases(node: Node) -> list[tuple[str, MatmulShape, OutputGrid]]:
@@ -153,7 +201,8 @@ def _lines(node: Node, axis: int, spatial: int) -> list[_Phase]:
     for first in range(min(stride, size_out)):
         taps = [k for k in range(kernel) if (first + pad - k * dilation) % stride == 0]
         if not taps:
-            raise unsupported(node, f"a kernel of {kernel} and a stride of {stride} leave outputs without any input")
+            found.append(_Phase(first, len(range(first, size_out, stride)), 0, 0, 1))
+            continue
         outputs = (size_out - first + stride - 1) // stride
         # The last tap reads the first input; inputs before the image are padding.
         lowest = (first + pad - taps[-1] * dilation) // stride

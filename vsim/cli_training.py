@@ -1,0 +1,45 @@
+"""The options of `vsim run` that say how a model is trained."""
+
+from __future__ import annotations
+
+from hwconfigs.errors import UserError
+from lowering.llm.configs import is_config
+from lowering.training.options import TrainingOptions
+
+
+def training_options(
+    model: str,
+    *,
+    train: bool,
+    optimizer: str | None,
+    loss: str | None,
+    loss_output: str | None,
+    recompute: str | None,
+    restore_batch_norm: bool,
+    inference_only: dict[str, object],
+) -> TrainingOptions | None:
+    """What is trained and how; None for inference.
+
+    inference_only: options that --train cannot go with, by name. Raises UserError for options that contradict each
+    other, and for models that cannot be trained.
+    """
+    given = {
+        "optimizer": optimizer,
+        "loss": loss,
+        "output": loss_output,
+        "recompute": recompute,
+        "restore_batch_norm": restore_batch_norm,
+    }
+    names = {"output": "--loss-output", "restore_batch_norm": "--restore-batch-norm"}
+    chosen = {name: value for name, value in given.items() if value}
+    if not train:
+        if chosen:
+            first = next(iter(chosen))
+            raise UserError(f"{names.get(first, f'--{first}')} is about training: it needs --train")
+        return None
+    excluded = [name for name, value in inference_only.items() if value]
+    if excluded:
+        raise UserError(f"--train does not go with {', '.join(excluded)}")
+    if is_config(model):
+        raise UserError(f"--train takes an ONNX model: a config.json such as {model} is run for inference only")
+    return TrainingOptions(**chosen)  # pyright: ignore[reportArgumentType]
