@@ -16,7 +16,7 @@ from lowering.operators import Cost, add_costs, elementwise_cost, latency
 from lowering.streams import Read, StreamLayer, emit_stream
 from lowering.vector_layers import Identity, shares
 
-_TAPS = {"nearest": 1, "linear": 2, "bilinear": 2, "cubic": 4, "bicubic": 4}
+TAPS = {"nearest": 1, "linear": 2, "bilinear": 2, "cubic": 4, "bicubic": 4}
 """Samples along each dimension that is resized."""
 
 
@@ -29,16 +29,16 @@ def resize(network: Network, group: Group) -> None:
     node = group.head
     x, target = node.input(0), node.outputs[0]
     mode = node.text("mode", "nearest")
-    if mode not in _TAPS:
-        raise unsupported(node, f"mode {mode!r} is not known; valid: {', '.join(_TAPS)}")
+    if mode not in TAPS:
+        raise unsupported(node, f"mode {mode!r} is not known; valid: {', '.join(TAPS)}")
     order = channels_last(len(x.shape))
     layout = network.in_order(x, order)
     goal = network.place(target, order).layout
     resized = sum(1 for old, new in zip(x.shape, target.shape, strict=True) if old != new)
-    samples = _TAPS[mode] ** max(1, resized)
+    samples = TAPS[mode] ** max(1, resized)
     cost: Cost = {"add": 1} if samples == 1 else {"mac": samples}
     line = layout.pitch_bytes * math.prod(layout.physical[2:-1])
-    halo = line * (_TAPS[mode] // 2)
+    halo = line * (TAPS[mode] // 2)
     layer = StreamLayer(Identity(node.name, node.op), (Read(layout, min(halo, layout.total_bytes)),), goal, cost)
     emit_stream(network.builder, layer, network.chip)
 
@@ -52,7 +52,7 @@ def grid_sample(network: Network, group: Group) -> None:
     layout = network.in_order(x, order)
     where = network.find(grid).layout
     goal = network.place(target, order).layout
-    samples = _TAPS.get(mode, 2) ** (len(x.shape) - 2)
+    samples = TAPS.get(mode, 2) ** (len(x.shape) - 2)
     layer = StreamLayer(Identity(node.name, node.op), (Read(layout), Read(where)), goal, {"mac": samples, "add": 1})
     emit_stream(network.builder, layer, network.chip)
 

@@ -25,6 +25,8 @@ ReduceGrad               dy [, other]                                           
 ExpandGrad               dy                                                            dy repeated along the axes
 ViewGrad                 dy, x                                                         dx, in x's shape
 GatherGrad               dy, indices                                                   gradient of the table
+LRNGrad                  dy, x, y                                                      dx
+ResizeGrad               dy                                                            dx
 SliceGrad                dy                                                            dx, zero outside the slice
 CrossEntropyLoss         logits, labels                                                loss, logarithm of the sums
 CrossEntropyGrad         logits, labels, logarithm of the sums                         dlogits
@@ -40,6 +42,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from lowering.attention_node import attention_shape
 from lowering.ir import Attribute, Graph, Node, Tensor
 
 
@@ -86,9 +89,10 @@ class Operator:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of a matrix operator, products with padding zeros included, inserted zeros not.
+        """Multiply-accumulates of a matrix operator or of attention; 0 for all others.
 
-        The gradients of a convolution repeat each product of the forward pass once; 0 for all other operators.
+        Products with padding zeros are included, products with inserted zeros and with hidden keys are not. But for
+        padding, each gradient of a convolution or a product repeats the products of the forward pass once.
         """
         return _macs(self.node)
 
@@ -106,6 +110,10 @@ def _macs(node: Node) -> int:
         return node.outputs[0].elements * node.input(0).shape[-1]
     if node.op == "Gemm":
         return node.outputs[0].elements * node.input(0).shape[0 if node.int("transA", 0) else -1]
+    if node.op == "Attention":
+        shape = attention_shape(node)
+        scores = sum(end - first for first, end in (shape.visible(row, 1) for row in range(shape.q_len)))
+        return shape.batch * shape.q_heads * scores * (shape.head + shape.v_head)
     return 0
 
 

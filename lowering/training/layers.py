@@ -17,11 +17,12 @@ from lowering.ir import Node, Tensor
 from lowering.layout import Layout, Order, channels_last, row_major
 from lowering.matmul import vector_units
 from lowering.operators import Cost
+from lowering.resampling import TAPS
 from lowering.row_layers import RowCost, RowLayer, Rows, emit_rows
 from lowering.streams import Read, StreamLayer, emit_stream
 from lowering.training.update import COSTS
 from lowering.training.weight_gradient import Pair, WeightGradient, emit_weight_gradient
-from lowering.vector_layers import Identity, block_span, shares
+from lowering.vector_layers import ElementwiseLayer, Identity, block_span, emit_elementwise, shares
 
 # -- weights
 
@@ -217,6 +218,19 @@ def _emit_rows(
     emit_rows(network.builder, layer, network.chip, network.space)
 
 
+def lrn_grad(network: Network, group: Group) -> None:
+    """LRNGrad: the forward pass's sum of squares and power again, then a second sum over the window."""
+    node = group.head
+    dy, x, y = (node.input(index) for index in range(3))
+    order = network.find(x).order
+    window = node.int("size", 1)
+    cost = {"mul": 4, "add": 2 * (window - 1), "mac": 2, "exp": 2, "div": 1}
+    operands = tuple(network.in_order(tensor, order) for tensor in (dy, x, y))
+    result = network.place(node.outputs[0], order).layout
+    layer = ElementwiseLayer(Identity(node.name, node.op), result, operands, cost)
+    emit_elementwise(network.builder, layer, network.chip, network.space)
+
+
 # -- loss
 
 
@@ -292,6 +306,18 @@ def expand_grad(network: Network, group: Group) -> None:
     same = len(dy.shape) == len(dx.shape)
     order = placed.order if same else row_major(len(dx.shape))
     _emit_stream(network, node, (Read(placed.layout),), network.place(dx, order).layout, {"mul": 1})
+
+
+def resize_grad(network: Network, group: Group) -> None:
+    """ResizeGrad: dy is read, dx is written; a mac for each sample of each element of dy."""
+    node = group.head
+    dy, dx = node.input(0), node.outputs[0]
+    order = channels_last(len(dx.shape))
+    resized = sum(1 for old, new in zip(dx.shape, dy.shape, strict=True) if old != new)
+    taps = TAPS[node.text("mode", "nearest")] ** resized
+    per_element = math.ceil(taps * dy.elements / dx.elements)
+    reads = (Read(network.in_order(dy, order)),)
+    _emit_stream(network, node, reads, network.place(dx, order).layout, {"mac": per_element})
 
 
 def slice_grad(network: Network, group: Group) -> None:
@@ -387,6 +413,8 @@ HANDLERS: dict[str, Handler] = {
     "AveragePoolGrad": average_pool_grad,
     "ExpandGrad": expand_grad,
     "SliceGrad": slice_grad,
+    "LRNGrad": lrn_grad,
+    "ResizeGrad": resize_grad,
     "ViewGrad": view_grad,
     "GatherGrad": gather_grad,
     **dict.fromkeys(COSTS, update),

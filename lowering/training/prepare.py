@@ -17,10 +17,9 @@ def prepare(graph: Graph, options: TrainingOptions) -> tuple[Graph, tuple[str, .
     Raises ModelError when the output does not exist, or no batch normalisation can be restored.
     """
     graph = simplify(canonical(graph))
-    output = _output(graph, options)
-    if options.loss == "cross-entropy":
-        output = _logits(graph, output)
-    graph, warnings = _pruned(graph, output)
+    chosen = _output(graph, options)
+    output = _logits(graph, chosen) if options.loss == "cross-entropy" else chosen
+    graph, warnings = _pruned(graph, output, chosen)
     if options.restore_batch_norm:
         graph = _with_batch_norm(graph)
     nodes = tuple(_in_training_form(node) for node in graph.nodes)
@@ -44,8 +43,8 @@ def _logits(graph: Graph, output: Tensor) -> Tensor:
     return last.input(0) if last is not None and ends else output
 
 
-def _pruned(graph: Graph, output: Tensor) -> tuple[Graph, tuple[str, ...]]:
-    """The nodes that `output` depends on."""
+def _pruned(graph: Graph, output: Tensor, chosen: Tensor) -> tuple[Graph, tuple[str, ...]]:
+    """The nodes that `output` depends on; `chosen`: the graph's output that it stands for."""
     wanted = {output.name}
     kept: list[Node] = []
     for node in reversed(graph.nodes):
@@ -53,8 +52,8 @@ def _pruned(graph: Graph, output: Tensor) -> tuple[Graph, tuple[str, ...]]:
             kept.append(node)
             wanted.update(tensor.name for tensor in node.inputs if tensor is not None)
     kept.reverse()
-    others = [t.name for t in graph.outputs if t.name not in wanted and not t.constant]
-    warnings = (f"not trained: outputs {', '.join(others)}",) if others and len(kept) < len(graph.nodes) - 1 else ()
+    others = [t.name for t in graph.outputs if t.name not in wanted and t.name != chosen.name and not t.constant]
+    warnings = (f"not trained: {', '.join(others)}; --loss-output NAME chooses another output",) if others else ()
     inputs = tuple(tensor for tensor in graph.inputs if tensor.name in wanted)
     return replace(graph, nodes=tuple(kept), inputs=inputs, outputs=(output,)), warnings
 

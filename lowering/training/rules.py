@@ -8,12 +8,14 @@ from lowering.training.tape import Rule
 
 RULES: dict[str, Rule] = {
     "Conv": convolution.convolution,
+    "ConvTranspose": convolution.transposed_convolution,
     "MatMul": matmul.matmul,
     "Gemm": matmul.gemm,
     "BatchNormTraining": normalisation.batch_norm,
     "LayerNormalization": normalisation.layer_norm,
     "RMSNormalization": normalisation.layer_norm,
     "SimplifiedLayerNormalization": normalisation.layer_norm,
+    "LRN": normalisation.local_response,
     "Softmax": normalisation.softmax,
     "MaxPool": pooling.max_pool,
     "AveragePool": pooling.average_pool,
@@ -36,6 +38,8 @@ RULES: dict[str, Rule] = {
     "Split": movement.split,
     "Slice": movement.slice_,
     "Pad": movement.slice_,
+    **dict.fromkeys(("Resize", "Upsample"), movement.resize),
+    "RotaryEmbedding": movement.rotary,
     "Gather": movement.gather,
     "Attention": attention.attention,
 }
@@ -43,6 +47,7 @@ RULES: dict[str, Rule] = {
 
 TRAINABLE: dict[str, tuple[int, ...]] = {
     "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
     "MatMul": (0, 1),
     "Gemm": (1, 2),
     "BatchNormTraining": (1, 2),

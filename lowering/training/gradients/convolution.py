@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from lowering.context import unsupported
 from lowering.convolution import window_attributes
-from lowering.ir import Node, Tensor
+from lowering.ir import Attribute, Node, Tensor
 from lowering.training.graph import Role
 from lowering.training.tape import Gradients, Tape, gradient_of
 
@@ -31,6 +31,31 @@ def convolution(tape: Tape, node: Node, gradients: Gradients) -> None:
             "ConvWeightGrad", (tape.saved(x), dy), (weights.shape,), Role.GRAD_WEIGHT, "dW",
             strides=stride, dilations=dilation, pads=pads, group=node.int("group", 1),
         )  # fmt: skip
+        tape.add(weights, dw[0])
+    if bias is not None and tape.needs(bias):
+        axes = (0, *range(2, len(dy.shape)))
+        tape.add(bias, tape.emit("ReduceGrad", (dy,), (bias.shape,), Role.GRAD_WEIGHT, "dbias", axes=axes)[0])
+
+
+def transposed_convolution(tape: Tape, node: Node, gradients: Gradients) -> None:
+    """ConvTranspose: the same with input and gradient exchanged; the gradient of its input is a strided convolution."""
+    dy = gradient_of(node, gradients)
+    x, weights, bias = node.input(0), node.input(1), node.optional_input(2)
+    spatial, groups = len(x.shape) - 2, node.int("group", 1)
+    if not weights.constant or node.text("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in node.attributes:
+        raise unsupported(node, "training is modelled for constant weights and given pads only")
+    pads = node.ints("pads", (0,) * 2 * spatial)
+    window: dict[str, Attribute] = {
+        "strides": node.ints("strides", (1,) * spatial),
+        "dilations": node.ints("dilations", (1,) * spatial),
+        "group": groups,
+    }
+    if tape.needs(x):
+        attributes = {**window, "kernel_shape": weights.shape[2:], "pads": pads}
+        tape.add(x, tape.emit("Conv", (dy, weights), (x.shape,), Role.GRAD_INPUT, "dX", **attributes)[0])
+    if tape.needs(weights):
+        inputs, attributes = (dy, tape.saved(x)), {**window, "pads": pads[:spatial]}
+        dw = tape.emit("ConvWeightGrad", inputs, (weights.shape,), Role.GRAD_WEIGHT, "dW", **attributes)
         tape.add(weights, dw[0])
     if bias is not None and tape.needs(bias):
         axes = (0, *range(2, len(dy.shape)))

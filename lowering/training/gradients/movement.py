@@ -56,6 +56,21 @@ def slice_(tape: Tape, node: Node, gradients: Gradients) -> None:
     tape.add(x, tape.emit("SliceGrad", (dy,), (x.shape,), Role.GRAD_INPUT, "dX")[0])
 
 
+def resize(tape: Tape, node: Node, gradients: Gradients) -> None:
+    """Resize, Upsample: every result gives its gradient back to the samples that it was made of."""
+    dy, x = gradient_of(node, gradients), node.input(0)
+    mode = node.text("mode", "nearest")
+    tape.add(x, tape.emit("ResizeGrad", (dy,), (x.shape,), Role.GRAD_INPUT, "dX", mode=mode)[0])
+
+
+def rotary(tape: Tape, node: Node, gradients: Gradients) -> None:
+    """RotaryEmbedding: the rotation by the opposite angle, the same work."""
+    dy = gradient_of(node, gradients)
+    inputs = (dy, *node.inputs[1:])
+    found = tape.emit(node.op, inputs, (node.input(0).shape,), Role.GRAD_INPUT, "dX", **node.attributes)
+    tape.add(node.input(0), found[0])
+
+
 def gather(tape: Tape, node: Node, gradients: Gradients) -> None:
     """Gather (embeddings): a table of zeros to whose rows the gradients are added."""
     dy, table, indices = gradient_of(node, gradients), node.input(0), node.input(1)

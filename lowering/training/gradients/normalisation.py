@@ -43,6 +43,13 @@ def layer_norm(tape: Tape, node: Node, gradients: Gradients) -> None:
             tape.add(tensor, gradient)
 
 
+def local_response(tape: Tape, node: Node, gradients: Gradients) -> None:
+    """LRN: gradient, input and result of the neighbouring channels, as in cuDNN's backward pass."""
+    dy, x = gradient_of(node, gradients), node.input(0)
+    inputs = (dy, tape.saved(x), tape.saved(node.outputs[0]))
+    tape.add(x, tape.emit("LRNGrad", inputs, (x.shape,), Role.GRAD_INPUT, "dX", **node.attributes)[0])
+
+
 def softmax(tape: Tape, node: Node, gradients: Gradients) -> None:
     """Softmax: dx = y (dy - sum(dy y)) along the axis."""
     dy, x = gradient_of(node, gradients), node.input(0)
