@@ -76,49 +76,41 @@ def _conv(node: Node, given: Sequence[Array]) -> Array:
 
 
 def _conv_transpose(node: Node, given: Sequence[Array]) -> Array:
-    """The sum over kernel positions of the input, placed stride apart and shifted, times the position's weights."""
+    """The convolution of the input, dilated by the stride, with the turned kernel, cut to the result's size."""
     x, weights = given[0], given[1]
     spatial, groups = x.ndim - 2, node.int("group", 1)
     stride, dilation, pads = _window(node, spatial)
-    size = node.outputs[0].shape[2:]
-    room = [max(full + 64, (n - 1) * s + 1 + 64) for full, n, s in zip(size, x.shape[2:], stride, strict=True)]
-    total = jnp.zeros((x.shape[0], weights.shape[1] * groups, *room))
-    split = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
-    for position in np.ndindex(*weights.shape[2:]):
-        part = weights[(slice(None), slice(None), *position)].reshape(groups, -1, weights.shape[1])
-        term = jnp.einsum("ngc...,gcd->ngd...", split, part).reshape(x.shape[0], -1, *x.shape[2:])
-        places = tuple(
-            slice(k * d, k * d + (n - 1) * s + 1, s)
-            for k, d, n, s in zip(position, dilation, x.shape[2:], stride, strict=True)
-        )
-        total = total.at[(slice(None), slice(None), *places)].add(term)
-    cut = tuple(slice(pad[0], pad[0] + full) for pad, full in zip(pads, size, strict=True))
-    y = total[(slice(None), slice(None), *cut)]
+    split = weights.reshape(groups, -1, *weights.shape[1:])
+    turned = jnp.flip(jnp.swapaxes(split, 1, 2), tuple(range(3, split.ndim)))
+    turned = turned.reshape(-1, weights.shape[0] // groups, *weights.shape[2:])
+    extents = [d * (k - 1) for d, k in zip(dilation, weights.shape[2:], strict=True)]
+    sizes = zip(node.outputs[0].shape[2:], x.shape[2:], stride, extents, pads, strict=True)
+    padding = [(e - pad[0], full - (n - 1) * s - 1 + pad[0]) for full, n, s, e, pad in sizes]
+    y = lax.conv_general_dilated(
+        x, turned, (1,) * spatial, padding, lhs_dilation=stride, rhs_dilation=dilation, feature_group_count=groups
+    )
     return y if len(given) < 3 else y + given[2].reshape(1, -1, *(1,) * spatial)
 
 
 def _conv_weight_grad(node: Node, given: Sequence[Array]) -> Array:
     """For every kernel position: the inputs that it sees, times the gradients, summed over images and pixels."""
-    x, dy = given
+    x, dy = map(np.asarray, given)
     spatial, groups, target = x.ndim - 2, node.int("group", 1), node.outputs[0].shape
-    stride, dilation, pads = _window(node, spatial)
-    stride, dilation, pads = stride[-spatial:], dilation[-spatial:], _first_pads(node, spatial)
-    padded = jnp.pad(x, ((0, 0), (0, 0), *((pad, 64) for pad in pads)))
-    result = jnp.zeros(target)
-    n = x.shape[0]
+    stride, dilation, _ = _window(node, spatial)
+    stride, dilation, pads = stride[-spatial:], dilation[-spatial:], node.ints("pads")[-spatial:]
+    room = max(target[2:]) * max(dilation)
+    padded = np.pad(x, ((0, 0), (0, 0), *((pad, room) for pad in pads)))
+    result = np.zeros(target, np.float32)
+    gradients = dy.reshape(x.shape[0], groups, target[0] // groups, -1)
     for position in np.ndindex(*target[2:]):
         seen = tuple(
             slice(k * d, k * d + (size - 1) * s + 1, s)
             for k, d, size, s in zip(position, dilation, dy.shape[2:], stride, strict=True)
         )
-        patch = padded[(slice(None), slice(None), *seen)].reshape(n, groups, target[1], -1)
-        part = jnp.einsum("ngcp,ngop->goc", patch, dy.reshape(n, groups, target[0] // groups, -1))
-        result = result.at[(slice(None), slice(None), *position)].set(part.reshape(target[:2]))
-    return result
-
-
-def _first_pads(node: Node, spatial: int) -> tuple[int, ...]:
-    return node.ints("pads")[-spatial:]
+        patch = padded[(slice(None), slice(None), *seen)].reshape(x.shape[0], groups, target[1], -1)
+        part = np.einsum("ngcp,ngop->goc", patch, gradients)
+        result[(slice(None), slice(None), *position)] = part.reshape(target[:2])
+    return jnp.asarray(result)
 
 
 # -- products
@@ -404,7 +396,7 @@ RULES: dict[str, Rule] = {
     "Mul": lambda node, given: given[0] * given[1],
     "Div": lambda node, given: given[0] / given[1],
     "Pow": lambda node, given: given[0] ** given[1],
-    "ReduceMean": lambda node, given: given[0].mean(node.ints("axes"), keepdims=True),
+    "ReduceMean": lambda node, given: given[0].mean(-1, keepdims=True),
     "ReduceGrad": _reduce_grad,
     "ExpandGrad": _expand_grad,
     "Reshape": lambda node, given: given[0].reshape(node.outputs[0].shape),
@@ -413,6 +405,8 @@ RULES: dict[str, Rule] = {
     "Transpose": lambda node, given: jnp.transpose(given[0], node.ints("perm")),
     "Concat": lambda node, given: jnp.concatenate(given, node.int("axis", 0)),
     "Split": _split,
+    "Where": lambda node, given: jnp.where(given[0] > 0, given[1], given[2]),
+    "PRelu": lambda node, given: jnp.where(given[0] > 0, given[0], given[0] * given[1]),
     "Slice": _slice,
     "SliceGrad": _slice_grad,
     "Gather": lambda node, given: jnp.take(given[0], given[1], node.int("axis", 0)),

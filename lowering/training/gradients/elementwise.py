@@ -58,11 +58,13 @@ def power(tape: Tape, node: Node, gradients: Gradients) -> None:
     dy, x, exponent = gradient_of(node, gradients), node.input(0), node.input(1)
     if exponent.values is None or exponent.elements != 1:
         raise unsupported(node, "training through a power whose exponent is not one constant is not modelled")
-    saved = tape.saved(x)
-    if exponent.values[0] != 2.0:
-        lower = Tensor(f"{node.name} (exponent - 1)", (), constant=True, values=(exponent.values[0] - 1,))
-        saved = tape.emit("Pow", (saved, lower), (x.shape,), Role.GRAD_INPUT, "power")[0]
-    tape.add(x, tape.emit("Mul", (dy, saved), (x.shape,), Role.GRAD_INPUT, "dX")[0])
+    p, slope = exponent.values[0], tape.saved(x)
+    if p != 2.0:
+        lower = Tensor(f"{node.name} (exponent - 1)", (), constant=True, values=(p - 1,))
+        slope = tape.emit("Pow", (slope, lower), (x.shape,), Role.GRAD_INPUT, "power")[0]
+    factor = Tensor(f"{node.name} (exponent)", (), constant=True, values=(p,))
+    slope = tape.emit("Mul", (slope, factor), (x.shape,), Role.GRAD_INPUT, "slope")[0]
+    tape.add(x, tape.emit("Mul", (dy, slope), (x.shape,), Role.GRAD_INPUT, "dX")[0])
 
 
 def selection(tape: Tape, node: Node, gradients: Gradients) -> None:
