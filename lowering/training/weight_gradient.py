@@ -29,7 +29,7 @@ from lowering.mapping import ACCUMULATOR_BYTES, MappingError, ranges
 from lowering.matmul import input_lines
 from lowering.program import LayerInfo
 from lowering.streams import Read, StreamLayer, emit_stream
-from lowering.vector_layers import Identity
+from lowering.vector_layers import TILES_PER_CORE, Identity
 
 Pair = tuple[int, int]
 
@@ -73,7 +73,7 @@ class WeightGradient:
 
 @dataclass(frozen=True)
 class _Cut:
-    """Sizes of a tile: groups (together), output and input channels of each, kernel rows; images, rows, columns."""
+    """Sizes of a tile: groups, output and input channels of each, kernel rows; images, rows, columns."""
 
     groups: int
     out_channels: int
@@ -114,7 +114,7 @@ def emit_weight_gradient(builder: ProgramBuilder, layer: WeightGradient, chip: C
     cut = _choose(layer, chip)
     chunks = list(_chunks(layer, cut))
     whole = list(_blocks(layer, cut, 0))
-    parts = min(len(chunks), math.ceil(chip.n_cores / len(whole))) if len(whole) < chip.n_cores else 1
+    parts = _parts(len(whole), len(chunks), chip)
     shares = [
         chunks[start : start + length]
         for start, length in ranges(len(chunks), math.ceil(len(chunks) / parts), 1, False)
@@ -165,33 +165,33 @@ def _partial(result: Layout, space: AddressSpace) -> Layout:
 
 def _choose(layer: WeightGradient, chip: Chip) -> _Cut:
     """The cheapest cut that fits, by array cycles or DRAM bytes, whichever takes longer."""
-    best: tuple[float, _Cut] | None = None
-    lanes = max(1, chip.request_bytes // chip.element_bytes)
-    together = max(1, min(layer.groups, chip.array_cols // layer.out_channels)) if layer.groups > 1 else 1
-    for out_channels in _halvings(layer.out_channels, min(lanes, chip.array_cols)):
-        for in_channels in _halvings(layer.in_channels, lanes):
-            for kernel_rows in _halvings(layer.kernel[0], 1):
-                for groups in _halvings(together, 1):
-                    cut = _longest(layer, chip, _Cut(groups, out_channels, in_channels, kernel_rows, 1, 1, 1))
-                    if cut is None:
-                        continue
-                    price = _price(layer, cut, chip)
-                    if best is None or price < best[0]:
-                        best = price, cut
-    if best is None:
+    found = [(_price(layer, cut, chip), index, cut) for index, cut in enumerate(_fitting(layer, chip))]
+    if not found:
         raise MappingError(
             f"layer {layer.identity.name} ({layer.identity.op}): no tile fits half the scratchpad "
             f"({chip.spad_bytes} bytes) and half the accumulators ({chip.acc_bytes} bytes); enlarge cores.spad_kib or "
             "cores.acc_kib"
         )
-    return best[1]
+    return min(found)[2]
 
 
-def _longest(layer: WeightGradient, chip: Chip, cut: _Cut) -> _Cut | None:
-    """The cut with as many pixels as fit: whole images, else rows of one, else columns of a row; None when none fit."""
-    sums = cut.groups**2 * cut.out_channels * cut.in_channels * cut.kernel_rows * layer.kernel[1]
+def _fitting(layer: WeightGradient, chip: Chip) -> Iterator[_Cut]:
+    """All cuts that fit. Channels are cut in whole memory blocks, of one group; several groups are taken whole."""
+    lanes = max(1, chip.request_bytes // chip.element_bytes)
+    for groups in _halvings(layer.groups, max(1, min(layer.groups, lanes // layer.out_channels))):
+        alone = groups == 1
+        for out_channels in _halvings(layer.out_channels, lanes if alone else layer.out_channels):
+            for in_channels in _halvings(layer.in_channels, lanes if alone else layer.in_channels):
+                for kernel_rows in _halvings(layer.kernel[0], 1):
+                    yield from _with_pixels(layer, chip, _Cut(groups, out_channels, in_channels, kernel_rows, 1, 1, 1))
+
+
+def _with_pixels(layer: WeightGradient, chip: Chip, cut: _Cut) -> Iterator[_Cut]:
+    """The cut with the largest runs of pixels that fit, and shorter ones while there are too few to divide."""
+    side_by_side = min(cut.groups, _groups_of_a_pass(layer, chip.array_cols))
+    sums = cut.groups * side_by_side * cut.out_channels * cut.in_channels * cut.kernel_rows * layer.kernel[1]
     if sums * ACCUMULATOR_BYTES > chip.acc_bytes:
-        return None
+        return
     rows, cols = layer.out_size
     sizes = [(images, rows, cols) for images in _halvings(layer.images, 1)]
     sizes += [(1, part, cols) for part in _halvings(rows, 1)[1:]]
@@ -199,8 +199,23 @@ def _longest(layer: WeightGradient, chip: Chip, cut: _Cut) -> _Cut | None:
     for images, part_rows, part_cols in sizes:
         found = replace(cut, images=images, rows=part_rows, cols=part_cols)
         if _spad_bytes(layer, found, chip) <= chip.spad_bytes:
-            return found
-    return None
+            yield found
+            if _count(layer, found)[1] >= TILES_PER_CORE * chip.n_cores:
+                return
+
+
+def _groups_of_a_pass(layer: WeightGradient, array_cols: int) -> int:
+    """Groups whose output channels share a pass; of its results, those of other groups' inputs are not kept."""
+    return max(1, min(layer.groups, array_cols // layer.out_channels))
+
+
+def _count(layer: WeightGradient, cut: _Cut) -> Pair:
+    """Number of output blocks, and of runs of pixels."""
+    rows, cols = layer.out_size
+    chunks = math.ceil(layer.images / cut.images) * math.ceil(rows / cut.rows) * math.ceil(cols / cut.cols)
+    blocks = layer.products * math.ceil(layer.groups / cut.groups) * math.ceil(layer.kernel[0] / cut.kernel_rows)
+    blocks *= math.ceil(layer.out_channels / cut.out_channels) * math.ceil(layer.in_channels / cut.in_channels)
+    return blocks, chunks
 
 
 def _window(layer: WeightGradient, cut: _Cut) -> int:
@@ -218,15 +233,21 @@ def _spad_bytes(layer: WeightGradient, cut: _Cut, chip: Chip) -> int:
 
 def _price(layer: WeightGradient, cut: _Cut, chip: Chip) -> float:
     """Cycles of the layer on its cores when nothing stalls, from the largest tile and the number of tiles."""
-    core, rows, cols = chip.cores[0], layer.out_size[0], layer.out_size[1]
-    block = next(_blocks(layer, cut, 0))
-    chunk = _Chunk((0, cut.images), (0, cut.rows), (0, cut.cols))
-    chunks = math.ceil(layer.images / cut.images) * math.ceil(rows / cut.rows) * math.ceil(cols / cut.cols)
-    n_blocks = layer.products * math.ceil(layer.groups / cut.groups) * math.ceil(layer.kernel[0] / cut.kernel_rows)
-    n_blocks *= math.ceil(layer.out_channels / cut.out_channels) * math.ceil(layer.in_channels / cut.in_channels)
-    tiles = n_blocks * chunks
-    cycles = tiles * (_cycles(layer, block, chunk, core) + TILE_OVERHEAD_CYCLES) / min(chip.n_cores, tiles)
-    return max(cycles, tiles * _spad_bytes(layer, cut, chip) / (BYTES_PER_ARRAY_ROW * chip.array_rows))
+    block, chunk = next(_blocks(layer, cut, 0)), _Chunk((0, cut.images), (0, cut.rows), (0, cut.cols))
+    blocks, chunks = _count(layer, cut)
+    parts = _parts(blocks, chunks, chip)
+    chains = math.ceil(blocks * parts / chip.n_cores)
+    cycles = chains * math.ceil(chunks / parts) * (_cycles(layer, block, chunk, chip.cores[0]) + TILE_OVERHEAD_CYCLES)
+    moved = blocks * chunks * _spad_bytes(layer, cut, chip)
+    if parts > 1:
+        moved += 2 * parts * layer.result.pixels * layer.result.channels * ACCUMULATOR_BYTES
+        cycles += TILE_OVERHEAD_CYCLES
+    return max(cycles, moved / (BYTES_PER_ARRAY_ROW * chip.array_rows))
+
+
+def _parts(blocks: int, chunks: int, chip: Chip) -> int:
+    """Into how many parts the reduction is divided."""
+    return min(chunks, math.ceil(chip.n_cores / blocks)) if blocks < chip.n_cores else 1
 
 
 def _halvings(size: int, granule: int) -> list[int]:
@@ -259,18 +280,20 @@ def _chunks(layer: WeightGradient, cut: _Cut) -> Iterator[_Chunk]:
 
 
 def _streamed(layer: WeightGradient, block: _Block, core: CoreConfig) -> RowGroups:
-    """What streams over a stationary block: each input channel and kernel position; of groups side by side, of all."""
-    rows = block.groups[1] * block.in_channels[1] * block.kernel_rows[1] * layer.kernel[1]
+    """What streams over a stationary block: each input channel and kernel position of the groups that share a pass."""
+    groups = min(block.groups[1], _groups_of_a_pass(layer, core.cols))
+    rows = groups * block.in_channels[1] * block.kernel_rows[1] * layer.kernel[1]
     return group_rows(1, 1, rows, (1, rows), core.rows)
 
 
-def _stationary(block: _Block, chunk: _Chunk, core: CoreConfig) -> int:
+def _stationary(layer: WeightGradient, block: _Block, chunk: _Chunk, core: CoreConfig) -> int:
     """Blocks of the gradient in a tile."""
-    return math.ceil(chunk.pixels / core.rows) * math.ceil(block.groups[1] * block.out_channels[1] / core.cols)
+    passes = math.ceil(block.groups[1] / _groups_of_a_pass(layer, core.cols))
+    return passes * math.ceil(chunk.pixels / core.rows) * math.ceil(block.out_channels[1] / core.cols)
 
 
 def _cycles(layer: WeightGradient, block: _Block, chunk: _Chunk, core: CoreConfig) -> int:
-    return tile_cycles(_stationary(block, chunk, core), _streamed(layer, block, core), core)
+    return tile_cycles(_stationary(layer, block, chunk, core), _streamed(layer, block, core), core)
 
 
 def _tile(builder: ProgramBuilder, layer: WeightGradient, block: _Block, chunk: _Chunk, core: CoreConfig) -> None:
@@ -284,7 +307,7 @@ def _tile(builder: ProgramBuilder, layer: WeightGradient, block: _Block, chunk: 
         dst=Operand(_SUMS, acc=True),
         src_a=Operand(_X if loaded else _DY),
         src_b=Operand(_DY),
-        counts=(_stationary(block, chunk, core), groups.lines, groups.passes),
+        counts=(_stationary(layer, block, chunk, core), groups.lines, groups.passes),
         size2=groups.size,
         preload="first",
     )
