@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 
 from lowering.context import Handler, Network, unsupported
-from lowering.emit import Extent, Operand
+from lowering.emit import Extent, Operand, ProgramBuilder
 from lowering.fusion import Group
 from lowering.ir import Node
 from lowering.layout import Layout, channels_last
-from lowering.mapping import MappingError, MatmulShape
+from lowering.mapping import MappingError, MatmulShape, ranges
 from lowering.matmul import MatmulLayer, OutputGrid, emit_matmul, plan_matmul, vector_units
 from lowering.operators import Cost, add_costs, elementwise_cost, latency
 from lowering.streams import Read, StreamLayer, emit_stream
@@ -107,34 +107,43 @@ def _emit_empty(
 ) -> None:
     """Write the outputs that no input reaches, a kernel being smaller than its stride: zeros, or what is added to them.
 
-    Rows of output positions are the tiles, as many at a time as fit half the scratchpad.
+    Tiles are rows of output positions, of as many channels as fit half the scratchpad.
     """
     chip, builder = network.chip, network.builder
+    lanes = max(1, chip.request_bytes // chip.element_bytes)
     builder.begin_layer(identity.info())
     for shape, grid in phases_:
-        line_bytes = shape.out_cols * result.pitch_bytes * (len(residuals) + 1)
-        room = chip.spad_bytes // line_bytes
-        if room < 1:
+        line = shape.out_cols * (len(residuals) + 1) * chip.element_bytes
+        width = min(result.channels, chip.spad_bytes // line // lanes * lanes)
+        if width < 1:
             raise MappingError(
-                f"layer {identity.name} ({identity.op}): one row of outputs needs {line_bytes} bytes of scratchpad, "
+                f"layer {identity.name} ({identity.op}): one row of outputs needs {line * lanes} bytes of scratchpad, "
                 f"half of it is {chip.spad_bytes}; enlarge cores.spad_kib"
             )
-        for image in range(shape.images):
-            for core, start, count in shares(shape.out_rows, room, 1, line_bytes, chip):
-                first = (image * grid.size[0] + grid.first[0] + start * grid.step[0]) * grid.size[1] + grid.first[1]
-                levels = ((count, grid.step[0] * grid.size[1]), (shape.out_cols, grid.step[1]))
-                target = Operand(len(residuals))
-                units = vector_units(count * shape.out_cols * result.channels * chip.element_bytes, chip.cores[core])
-                builder.begin_tile(core)
-                for entry, layout in enumerate(residuals):
-                    builder.load(entry, layout.region(first, levels, 0, layout.channels))
-                cycles = Extent(latency(cost, chip.cores[core]))
-                builder.vector(dst=target, src_a=Operand(0 if residuals else -1), size1=Extent(units), size2=cycles)
-                for entry in range(1, len(residuals)):
-                    builder.vector(dst=target, src_a=target, src_b=Operand(entry), size1=Extent(0))
-                builder.store(len(residuals), result.region(first, levels, 0, result.channels), acc=False)
-                builder.end_tile()
+        for channels in ranges(result.channels, width, lanes, True):
+            room = chip.spad_bytes // (line * channels[1])
+            for image in range(shape.images):
+                for core, start, count in shares(shape.out_rows, room, 1, line * channels[1], chip):
+                    first = (image * grid.size[0] + grid.first[0] + start * grid.step[0]) * grid.size[1]
+                    levels = ((count, grid.step[0] * grid.size[1]), (shape.out_cols, grid.step[1]))
+                    builder.begin_tile(core)
+                    for entry, layout in enumerate(residuals):
+                        builder.load(entry, layout.region(first + grid.first[1], levels, *channels))
+                    units = vector_units(count * shape.out_cols * channels[1] * chip.element_bytes, chip.cores[core])
+                    _combine(builder, len(residuals), units, latency(cost, chip.cores[core]))
+                    builder.store(len(residuals), result.region(first + grid.first[1], levels, *channels), acc=False)
+                    builder.end_tile()
     builder.end_layer()
+
+
+def _combine(builder: ProgramBuilder, operands: int, units: int, cycles: int) -> None:
+    """One vector instruction for what needs no more than two operands; further ones are awaited in no time."""
+    target = Operand(operands)
+    second = Operand(1) if operands > 1 else None
+    first = Operand(0 if operands else -1)
+    builder.vector(dst=target, src_a=first, src_b=second, size1=Extent(units), size2=Extent(cycles))
+    for entry in range(2, operands):
+        builder.vector(dst=target, src_a=target, src_b=Operand(entry), size1=Extent(0))
 
 
 def phases(node: Node) -> list[tuple[str, MatmulShape, OutputGrid]]:

@@ -18,8 +18,9 @@ from lowering.layout import Layout, Order, channels_last, row_major
 from lowering.matmul import vector_units
 from lowering.operators import Cost
 from lowering.resampling import TAPS
-from lowering.row_layers import RowCost, RowLayer, Rows, emit_rows
+from lowering.row_layers import RowCost, RowLayer, Rows
 from lowering.streams import Read, StreamLayer, emit_stream
+from lowering.training.channel_rows import emit_channel_rows
 from lowering.training.update import COSTS
 from lowering.training.weight_gradient import Pair, WeightGradient, emit_weight_gradient
 from lowering.vector_layers import ElementwiseLayer, Identity, block_span, emit_elementwise, shares
@@ -215,7 +216,7 @@ def _emit_rows(
     small = [network.find(tensor).layout for tensor in constants if tensor is not None]
     places = tuple((layout.base_byte, layout.total_bytes) for layout in small)
     layer = RowLayer(Identity(node.name, node.op), rows, inputs, cost, results, reduced, places)
-    emit_rows(network.builder, layer, network.chip, network.space)
+    emit_channel_rows(network.builder, layer, network.chip, network.space)
 
 
 def lrn_grad(network: Network, group: Group) -> None:

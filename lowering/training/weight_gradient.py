@@ -176,12 +176,15 @@ def _choose(layer: WeightGradient, chip: Chip) -> _Cut:
 
 
 def _fitting(layer: WeightGradient, chip: Chip) -> Iterator[_Cut]:
-    """All cuts that fit. Channels are cut in whole memory blocks, of one group; several groups are taken whole."""
+    """All cuts that fit. Several groups are taken whole.
+
+    Output channels of one group are cut in whole memory blocks, which are then written once.
+    """
     lanes = max(1, chip.request_bytes // chip.element_bytes)
     for groups in _halvings(layer.groups, max(1, min(layer.groups, lanes // layer.out_channels))):
         alone = groups == 1
         for out_channels in _halvings(layer.out_channels, lanes if alone else layer.out_channels):
-            for in_channels in _halvings(layer.in_channels, lanes if alone else layer.in_channels):
+            for in_channels in _halvings(layer.in_channels, min(lanes, 8) if alone else layer.in_channels):
                 for kernel_rows in _halvings(layer.kernel[0], 1):
                     yield from _with_pixels(layer, chip, _Cut(groups, out_channels, in_channels, kernel_rows, 1, 1, 1))
 
@@ -231,6 +234,15 @@ def _spad_bytes(layer: WeightGradient, cut: _Cut, chip: Chip) -> int:
     return (window + pixels * cut.out_channels) * cut.groups * chip.element_bytes
 
 
+def _loaded_bytes(layer: WeightGradient, cut: _Cut, chip: Chip) -> int:
+    """Bytes that a tile loads: of a pixel whole memory blocks, unless several pixels share one."""
+    lanes = max(1, chip.request_bytes // chip.element_bytes)
+    extra = 0
+    if cut.in_channels < layer.in_channels:
+        extra = _window(layer, cut) * (-cut.in_channels % min(lanes, layer.in_channels)) * chip.element_bytes
+    return _spad_bytes(layer, cut, chip) + extra
+
+
 def _price(layer: WeightGradient, cut: _Cut, chip: Chip) -> float:
     """Cycles of the layer on its cores when nothing stalls, from the largest tile and the number of tiles."""
     block, chunk = next(_blocks(layer, cut, 0)), _Chunk((0, cut.images), (0, cut.rows), (0, cut.cols))
@@ -238,7 +250,7 @@ def _price(layer: WeightGradient, cut: _Cut, chip: Chip) -> float:
     parts = _parts(blocks, chunks, chip)
     chains = math.ceil(blocks * parts / chip.n_cores)
     cycles = chains * math.ceil(chunks / parts) * (_cycles(layer, block, chunk, chip.cores[0]) + TILE_OVERHEAD_CYCLES)
-    moved = blocks * chunks * _spad_bytes(layer, cut, chip)
+    moved = blocks * chunks * _loaded_bytes(layer, cut, chip)
     if parts > 1:
         moved += 2 * parts * layer.result.pixels * layer.result.channels * ACCUMULATOR_BYTES
         cycles += TILE_OVERHEAD_CYCLES
