@@ -24,22 +24,27 @@ def training_options(
     other, and for models that cannot be trained.
     """
     given = {
-        "optimizer": optimizer,
-        "loss": loss,
-        "output": loss_output,
-        "recompute": recompute,
-        "restore_batch_norm": restore_batch_norm,
+        "--optimizer": optimizer,
+        "--loss": loss,
+        "--loss-output": loss_output,
+        "--recompute": recompute,
+        "--restore-batch-norm": restore_batch_norm,
     }
-    names = {"output": "--loss-output", "restore_batch_norm": "--restore-batch-norm"}
-    chosen = {name: value for name, value in given.items() if value}
+    chosen = [name for name, value in given.items() if value]
     if not train:
         if chosen:
-            first = next(iter(chosen))
-            raise UserError(f"{names.get(first, f'--{first}')} is about training: it needs --train")
+            raise UserError(f"{chosen[0]} is about training: it needs --train")
         return None
     excluded = [name for name, value in inference_only.items() if value]
     if excluded:
         raise UserError(f"--train does not go with {', '.join(excluded)}")
     if is_config(model):
         raise UserError(f"--train takes an ONNX model: a config.json such as {model} is run for inference only")
-    return TrainingOptions(**chosen)  # pyright: ignore[reportArgumentType]
+    default = TrainingOptions()
+    return TrainingOptions(
+        optimizer or default.optimizer,
+        loss or default.loss,
+        recompute or default.recompute,
+        restore_batch_norm,
+        loss_output or default.output,
+    )

@@ -10,6 +10,7 @@ import pytest
 
 from hwconfigs.errors import UserError
 from lowering import TrainingOptions, load_model, read_graph
+from lowering.context import UnsupportedError
 from lowering.models import ModelError
 from lowering.training.derive import derive
 from lowering.training.graph import OperandRole, Role, TrainingGraph
@@ -71,6 +72,55 @@ def test_exported_resnet50_whose_batch_norm_was_folded(shared: Any, published: R
     assert published[head.start]["op"] == "global_avg_pool"
     assert published[head.stop - 1]["op"] == "global_average_pool_grad"
     assert simdit_layers(training, faults=True) == published[: head.start] + published[head.stop :]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("bvlc_alexnet", 60_965_224), ("squeezenet", 1_235_496), ("vgg19", 143_667_240), ("inception_v1", 6_998_552)],
+)
+def test_classifiers_train_all_their_weights(name: str, parameters: int) -> None:
+    """Published sizes; local response normalisation, concatenation, dropout and average pools are on the way."""
+    training = derive(read_graph(load_model(f"onnx:light_{name}")))
+    assert sum(tensor.elements for tensor in training.parameters) == parameters
+    check_macs(training)
+
+
+def check_macs(training: TrainingGraph) -> None:
+    """Each product of the forward pass, outside attention, is repeated once for the input and once for the weights.
+
+    There is no gradient of the first convolution's input; a transformer's first product reads a trained embedding.
+    """
+    attention = {operator.name for operator in training.operators if operator.kind == "Attention"}
+    own = [operator for operator in training.operators if operator.forward not in attention]
+    macs = {role: sum(operator.macs for operator in own if operator.role is role) for role in Role}
+    first = next(operator for operator in own if operator.macs)
+    assert macs[Role.GRAD_WEIGHT] == macs[Role.FORWARD]
+    assert macs[Role.FORWARD] - macs[Role.GRAD_INPUT] == (first.macs if first.kind == "Conv" else 0)
+
+
+EXPORTED = {
+    "vit_b16_dynamo": {},
+    "bert_base_torchscript": {"seq": 64},
+    "gpt2_dynamo": {},
+    "llama_gqa_4layer_dynamo": {},
+    "t5_small_encoder_torchscript": {"seq": 64},
+    "convnext_tiny_dynamo": {},
+    "mobilenet_v2_torchscript": {},
+    "efficientnet_b0_torchscript": {},
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exported_networks_can_be_trained(shared: Any, name: str) -> None:
+    training = derive(read_graph(load_model(shared / "models" / f"{name}.onnx"), 1, EXPORTED[name]))
+    check_macs(training)
+    assert {row["role"] for row in training.rows()} >= {"forward", "loss", "grad_input", "grad_weight", "update"}
+
+
+def test_recurrent_layers_are_refused_by_name(shared: Any) -> None:
+    graph = read_graph(load_model(shared / "models" / "bilstm_tagger_torchscript.onnx"))
+    with pytest.raises(UnsupportedError, match="no gradient of operator LSTM is modelled"):
+        derive(graph)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
