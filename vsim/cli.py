@@ -175,7 +175,7 @@ def run(
         link_gbps=link_gbps,
         steady_layers=steady_layers,
     )
-    from vsim.cli_training import training_options
+    from vsim.cli_training import totals_by_role, training_options
 
     training = training_options(
         model,
@@ -218,6 +218,8 @@ def run(
 
         [result] = simulate([point], on_progress=advance, idle_skip=not no_idle_skip)
     content = {"model": model, "hw": hardware.name, **result.to_json()}
+    if training is not None:
+        content["training"] = totals_by_role(program.layers, content["layers"])
     if compat and hardware.dram.is_table and not hardware.dram.is_onnxim:
         content["warnings"].append(
             f"dram.standard {hardware.dram.standard} of {hardware.name} is none of ONNXim's memories: the original has "

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from hwconfigs.errors import UserError
 from lowering.llm.configs import is_config
+from lowering.program import LayerInfo
+from lowering.training.graph import Role
 from lowering.training.options import TrainingOptions
 
 
@@ -48,3 +53,22 @@ def training_options(
         restore_batch_norm,
         loss_output or default.output,
     )
+
+
+def totals_by_role(layers: Sequence[LayerInfo], results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Cycles, products and bytes of each part of an iteration (`lowering.training.graph.Role`), where it has layers.
+
+    layers: of a program of `lower_training`; results: of the same layers, as `SimResult.layers`.
+    """
+    totals: dict[str, dict[str, int]] = {}
+    for role in Role:
+        own = [result for layer, result in zip(layers, results, strict=True) if layer.notes[0] == role.value]
+        if own:
+            totals[role.value] = {
+                "cycles": sum(
+                    row["finish_cycle"] - row["start_cycle"] for row in own if row["finish_cycle"] is not None
+                ),
+                "macs": sum(row["macs"] for row in own),
+                "bytes": sum(row["load_bytes"] + row["store_bytes"] for row in own),
+            }
+    return totals

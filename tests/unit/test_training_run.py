@@ -87,6 +87,12 @@ def test_command_line_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert ops.count("Momentum") == 7
     assert ops.count("ConvWeightGrad") == 2
     assert ops.count("BatchNormGrad") >= 1
+    roles = content["training"]
+    assert list(roles) == ["forward", "loss", "grad_input", "grad_weight", "update"]
+    assert sum(role["cycles"] for role in roles.values()) == content["layers"][-1]["finish_cycle"]
+    assert sum(role["macs"] for role in roles.values()) == sum(layer["macs"] for layer in content["layers"])
+    assert roles["grad_weight"]["macs"] == roles["forward"]["macs"] > roles["grad_input"]["macs"] > 0
+    assert roles["update"]["macs"] == 0 < roles["update"]["bytes"]
 
 
 @pytest.mark.parametrize(
