@@ -101,9 +101,8 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolutions(name: str) -> None:
-    """Two layers, so that the second one's input gradient is in the first one's weight gradient."""
+def convolutions(name: str) -> LoadedModel:
+    """A padded 3x3 convolution and the one of that name, with biases."""
     size, channels, kernel, attributes = CONVOLUTIONS[name]
     groups = attributes.get("group", 1)
     nodes = [
@@ -111,9 +110,15 @@ def test_convolutions(name: str) -> None:
         node("Conv", "h W2 b2", "Y", kernel_shape=[kernel] * 2, **attributes),
     ]
     weights = {"W1": (channels, 3, 3, 3), "b1": (channels,), "W2": (8, channels // groups, kernel, kernel), "b2": (8,)}
-    training = check(chain(nodes, (2, 3, size, size), weights))
+    return chain(nodes, (2, 3, size, size), weights)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions(name: str) -> None:
+    """Two layers, so that the second one's input gradient is in the first one's weight gradient."""
+    training = check(convolutions(name))
     inputs = [o for o in training.operators if o.role is Role.GRAD_INPUT]
-    assert [o.kind for o in inputs] == ["ConvTranspose" if "strides" in attributes else "Conv"]
+    assert [o.kind for o in inputs] == ["ConvTranspose" if "strides" in CONVOLUTIONS[name][-1] else "Conv"]
     assert len(training.parameters) == 4
 
 
@@ -205,6 +210,15 @@ MODELS: dict[str, Callable[[], LoadedModel]] = {
     "power": lambda: chain(
         [node("Mul", "X S", "a"), node("Pow", "a e", "b"), node("ReduceMean", "b axis", "Y")],
         (2, 5, 6), {"S": (6,)}, e=[3], axis=[-1],
+    ),
+    "batch norm of a matrix": lambda: chain(
+        [node("Gemm", "X W1", "a"), node("BatchNormalization", "a s h m v", "b"), node("Gemm", "b W2", "Y")],
+        (5, 6), {"W1": (6, 8), "s": (8,), "h": (8,), "m": (8,), "v": (8,), "W2": (8, 3)},
+    ),
+    "squeeze and excite": lambda: chain(
+        [node("Conv", "X W1", "a", kernel_shape=[1, 1]), node("GlobalAveragePool", "a", "b"),
+         node("Conv", "b W2", "c", kernel_shape=[1, 1]), node("Sigmoid", "c", "d"), node("Mul", "a d", "Y")],
+        (2, 4, 5, 5), {"W1": (6, 4, 1, 1), "W2": (6, 6, 1, 1)},
     ),
     "activations in a row": lambda: chain(
         [node("Mul", "X S", "h0")]

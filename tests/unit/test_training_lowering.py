@@ -10,12 +10,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from hwconfigs.load import load_hw
+from hwconfigs.schema import HwConfig
 from lowering import LoadedModel, Program, TrainingOptions, lower, read_graph
 from lowering.emit import expand
 from lowering.program import Op
 from lowering.training.derive import derive
 from tests.models import resnet18
 from tests.one_node import loaded, one_node
+from tests.unit.test_training_gradients import CONVOLUTIONS, MODELS, convolutions
 
 MOBILE, SERVER = load_hw("npu-mobile-8x8"), load_hw("npu-server-128x128x4")
 ELEMENT = 2
@@ -199,6 +201,37 @@ def test_table_of_an_embedding_is_cleared_and_its_rows_are_written() -> None:
     assert len(written) == 4 * row
     assert written.keys() <= cleared.keys()
     assert sum(blocks(program, "T (update)", Op.LOAD).values()) == 2 * 100 * row
+
+
+@pytest.mark.parametrize("hw", [MOBILE, SERVER], ids=lambda hw: hw.name)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_backward_operator_is_lowered(name: str, hw: HwConfig) -> None:
+    """Products as in the graph; every parameter is updated by a layer that reads it and its gradient."""
+    model = MODELS[name]()
+    program = lower(model, hw, training=TrainingOptions(loss="given"))
+    training = derive(read_graph(model), TrainingOptions(loss="given"))
+    assert not program.warnings
+    hidden = sum(o.macs for o in training.operators if o.kind == "Attention" and o.node.int("is_causal", 0))
+    macs = sum(layer.macs for layer in program.layers if not (hidden and layer.op == "Attention"))
+    assert macs == training.macs() - hidden
+    updates = [layer for layer in program.layers if layer.op == "Sgd"]
+    assert [layer.name for layer in updates] == [f"{tensor.name} (update)" for tensor in training.parameters]
+    assert all(layer.load_bytes == 2 * layer.store_bytes for layer in updates)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_every_convolution_is_lowered(name: str) -> None:
+    program = train(convolutions(name), loss="given")
+    images = [layer for layer in program.layers if layer.name.startswith("Conv.Y (dX)")]
+    size, channels = CONVOLUTIONS[name][:2]
+    written = Counter[int]()
+    for layer in dict.fromkeys(layer.name for layer in images):
+        written += blocks(program, layer, Op.STORE)
+    assert len(written) == math.ceil(2 * size * size * channels * ELEMENT / program.request_bytes)
+    weights = {layer.name: layer.macs for layer in program.layers if layer.op == "ConvWeightGrad"}
+    forward = {layer.name: layer.macs for layer in program.layers if layer.op == "Conv"}
+    assert weights["Conv.Y (dW)"] == forward["Conv.Y"]
+    assert weights["Conv.h (dW)"] == forward["Conv.h"]
 
 
 def test_recomputation_is_paid_for() -> None:
