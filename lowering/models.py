@@ -66,7 +66,7 @@ def load_model(spec: str | Path) -> LoadedModel:
     except OSError as error:
         raise ModelError(f"model {path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # protobuf's DecodeError, and whatever other formats onnx guesses from the suffix
-        raise ModelError(f"model {path}: not an ONNX file ({_first_line(error)})") from error
+        raise ModelError(f"model {path}: not an ONNX file, or one that was cut off ({_first_line(error)})") from error
     if not proto.graph.node or not proto.opset_import:
         raise ModelError(f"model {path}: not an ONNX file (it decodes to a graph without operators)")
     opset = next((item.version for item in proto.opset_import if item.domain in ("", "ai.onnx")), 0)

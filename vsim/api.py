@@ -80,13 +80,14 @@ def simulate(
         estimates = [estimate(point.hw, point.program) for point in group]
         totals.begin_group(estimates)
         shared, stacked, which = tables_of(programs, machine.shape), stack_params(params), jnp.asarray(which, jnp.int32)
+        bytes_per_lane = engine.bytes_per_lane(machine, shared, stacked, which)
         engine.run(
             machine,
             shared,
             stacked,
             which,
             estimates,
-            width=lanes or devices.lanes_side_by_side(engine.bytes_per_lane(machine, shared, stacked, which)),
+            width=lanes or devices.lanes_side_by_side(bytes_per_lane, len(group)),
             on_lane=keep,
             on_progress=totals.of_group,
             chunk_iterations=chunk_iterations,

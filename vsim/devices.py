@@ -39,16 +39,25 @@ def compiler_options() -> dict[str, Any] | None:
     return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else None
 
 
-def lanes_side_by_side(bytes_per_lane: int) -> int:
-    """Lanes that the devices together simulate fastest, of so many bytes of state each.
+LONE_LANES = 32
+"""Up to so many points per CPU core are simulated fastest one after the other (measured in tests/benchmarks)."""
 
-    On CPUs kernels need some 64 lanes to vectorise and more to outweigh their start, but a batch should stay near the
-    caches (measured in tests/benchmarks/RESULTS.md). Other devices take what a quarter of their memory holds.
+
+def lanes_side_by_side(bytes_per_lane: int, points: int) -> int:
+    """Lanes that the devices together simulate fastest, of so many bytes of state each and so many in all.
+
+    XLA's CPU runtime starts some 900 kernels an iteration, which is what a batch of few lanes costs. The loop of a lone
+    lane it compiles as one kernel without any such start (a batch gains little from that: the kernels of XLA's older
+    emitter, which such loops get, do not vectorise over lanes), so few points run one to a core. A batch needs some 64
+    lanes to outweigh its kernels' start, but should stay near the caches. Other devices take what a quarter of their
+    memory holds.
     """
     local = jax.local_devices()
     least, most, budget = 64, 512, 16 << 20
     if local[0].platform != "cpu":
         most, budget = 65_536, (local[0].memory_stats() or {}).get("bytes_limit", 4 << 30) // 4
+    elif points <= LONE_LANES * len(local):
+        return len(local)
     each = max(least, min(most, budget // bytes_per_lane // 64 * 64))
     return each * len(local)
 

@@ -29,7 +29,8 @@ CHUNK_ITERATIONS = 4096
 REFILL_SHARE = 16
 """While lanes wait, a chunk ends early once one in so many of a device's lanes has ended,"""
 REFILL_ITERATIONS = 512
-"""or after so many iterations, because the devices do not wait for each other within a chunk."""
+"""or after so many iterations, because the devices do not wait for each other within a chunk. A lone lane of a device
+ends the device's chunk itself, and its iterations are short."""
 
 
 class Machine(Hashable, Protocol):
@@ -248,7 +249,8 @@ class _Batch:
         each = self.slots.shape[1]
         stop_at = 0
         if self.waiting:
-            iterations, stop_at = min(iterations, REFILL_ITERATIONS), each - max(each // REFILL_SHARE, 1)
+            stop_at = each - max(each // REFILL_SHARE, 1)
+            iterations = min(iterations, REFILL_ITERATIONS) if each > 1 else iterations
         self.state, chunk = self.compiled.advance(
             self.shared, self.current, self.state, self.counted, np.int32(iterations), np.int32(stop_at)
         )

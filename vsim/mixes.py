@@ -65,13 +65,14 @@ def simulate_mixes(
         inputs = [mix_input(point.mix, of_lane, machine.shape) for point, of_lane in zip(group, which, strict=True)]
         params = [params_of(p.hw, compat=p.compat, max_cycles=p.max_cycles, idle_skip=idle_skip) for p in group]
         shared, stacked, mixes = mix_tables_of(programs, machine.shape), stack_params(params), stack_inputs(inputs)
+        bytes_per_lane = engine.bytes_per_lane(machine, shared, stacked, mixes)
         engine.run(
             machine,
             shared,
             stacked,
             mixes,
             [_estimate(point) for point in group],
-            width=lanes or devices.lanes_side_by_side(engine.bytes_per_lane(machine, shared, stacked, mixes)),
+            width=lanes or devices.lanes_side_by_side(bytes_per_lane, len(group)),
             on_lane=keep,
             on_progress=on_progress,
             chunk_iterations=chunk_iterations,

@@ -73,8 +73,8 @@ def _inference(source: str, batch: int, dims: Mapping[str, int]) -> Inference:
     if "context" in dims:
         return Inference.decode(dims["context"], batch)
     raise ModelError(
-        f"{source}: say what to run: --prefill TOKENS, or --decode --context TOKENS (in a sweep: dims with prompt or "
-        "context)"
+        f"{source}: say what to run: --prefill TOKENS, or --decode --context TOKENS (`vsim map`: --dim prompt= or "
+        "--dim context=; in a sweep: dims with prompt or context)"
     )
 
 

@@ -126,7 +126,9 @@ def test_bad_files_are_one_line(tmp_path: Path, small: Callable[..., Path]):
     message(tmp_path / "absent.npz")
     text = tmp_path / "text.npz"
     text.write_text("not a trace")
-    message(text)
+    assert "not a request trace" in message(text)
+    text.write_bytes(HBM2[0].read_bytes()[:-100])
+    assert "cut off" in message(text)
     assert "accept" in message(small(lambda fields: fields.pop("accept")))
     assert "lengths" in message(small(lambda fields: fields.update(accept=fields["accept"][:-1])))
     requests = ("req_cycle", "req_addr", "req_write", "accept", "complete")

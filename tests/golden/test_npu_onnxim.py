@@ -23,6 +23,8 @@ from vsim.api import SimPoint, SimResult, simulate
 DEFAULT_CYCLES = 60_000
 """Longer rows take minutes on a busy machine and run in `make check-long`."""
 FIRST_LAYER_CYCLES = 20_300
+LANES = 64
+"""Left to itself, vsim runs so few points one to a core."""
 
 ALONE = ("server-mm_128_128_128", "mobile_c4-mm_64_64_64", "mobile_c1-mm_64_64_64")
 """One machine each; every other row alone is a slow test."""
@@ -60,7 +62,7 @@ def test_rows_in_one_batch():
     language, hw = LANGUAGE_ROWS[0], CONFIGURATIONS["server"]
     program = lower_language(SMALL_LLAMA, plan(language.requests, language.scheduler, 0, ()), hw)
     first_layer = SimPoint(hw, program, compat=True, max_cycles=FIRST_LAYER_CYCLES)
-    *results, served = simulate([*points(rows), first_layer])
+    *results, served = simulate([*points(rows), first_layer], lanes=LANES)
     ours = {str(row): figures(result) for row, result in zip(rows, results, strict=True)}
     assert ours == {str(row): recorded(row) for row in rows}
     assert [layer["finish_cycle"] for layer in served.layers[:11]] == list(language.finishes[:11])
@@ -83,12 +85,12 @@ def test_chunks_of_the_fixed_latency_memory():
 
 @pytest.mark.slow
 def test_all_rows_in_one_batch():
-    check_rows(ROWS)
+    check_rows(ROWS, lanes=LANES)
 
 
 @pytest.mark.slow
 def test_all_rows_in_one_batch_without_idle_skip():
-    check_rows(ROWS, idle_skip=False)
+    check_rows(ROWS, lanes=LANES, idle_skip=False)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from lowering.onnxim import lower_onnxim
 from lowering.program import ROW_COLUMNS, Col, LayerInfo, Op, Program
 from tests import models
 from tests.golden.onnxim_reference import CONFIGURATIONS
-from vsim import engine
+from vsim import devices, engine
 from vsim.api import Progress, SimPoint, simulate
 from vsim.npu import dispatch
 from vsim.npu.compile import params_of, program_needs, shape_of, stack_params, tables_of
@@ -65,9 +65,26 @@ def test_lanes_apart() -> None:
 
 
 def test_wide_batches() -> None:
-    """Few lanes and many are compiled to different code (`vsim.npu.fields.NARROW`)."""
-    results = simulate(timing_points() * 4)
-    assert [result.to_json() for result in results] == reference() * 4
+    """One lane to a device, few and many are compiled to different code (see `vsim.npu.fields`)."""
+    points = timing_points() * 8
+    results = simulate(points, lanes=len(points))
+    assert [result.to_json() for result in results] == reference() * 8
+
+
+def test_few_points_run_one_to_a_core() -> None:
+    """The loop of a lone lane is one kernel: XLA's runtime calls it and has no loop of its own (`vsim.devices`)."""
+    assert devices.lanes_side_by_side(100_000, 10) == len(jax.local_devices())
+    point = timing_points()[0]
+    machine = NpuMachine(_shape([point]))
+    params = stack_params([params_of(point.hw, compat=True, max_cycles=None, idle_skip=True)])
+    shared, which = tables_of([point.program], machine.shape), jnp.zeros(1, jnp.int32)
+    params, which = jax.tree.map(lambda leaf: leaf[None], (params, which))
+    compiled = engine.compile_machine(machine, 1)
+    arguments = shared, params, compiled.fill(shared, params, which), np.ones((1, 1), bool), np.int32(1), np.int32(0)
+    text = compiled.advance.lower(*arguments).compile().as_text()  # pyright: ignore[reportFunctionMemberAccess]
+    entry = text[text.index("ENTRY") :]
+    assert " while(" not in entry
+    assert "xla_cpu_small_call" in entry
 
 
 def test_permuted_lanes() -> None:

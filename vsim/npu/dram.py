@@ -10,6 +10,7 @@ masks: bank b is bit b % 32 of word b // 32 (axis W), so that a question about a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -445,7 +446,10 @@ def _choose(params: DramParams, s: DramState, ready: Array, on: Array) -> tuple[
 def _oldest_active(s: DramState, ready: Array, on: Array) -> tuple[Array, _Choice]:
     can = s.active & ((s.active_write & ready[:, WR]) | (~s.active_write & ready[:, RD]))
     banks = s.active_key.shape[1]
-    oldest = fold(jnp.minimum, jnp.where(_has_bank(settle(can), numbers(banks)), s.active_key, FAR))
+    of_word = min(banks, 32)
+    members = (settle(can)[:, :, None] & _bit(numbers(of_word))) != 0
+    key = s.active_key.reshape(s.active_key.shape[0], -1, of_word, s.active_key.shape[2])
+    oldest = _over_words(jnp.minimum, jnp.where(members, key, FAR))
     found = settle(on & (oldest != FAR))
     bank = oldest & (banks - 1)
     meta = pick_row(s.active_meta, bank) << 1
@@ -484,18 +488,22 @@ def _mask_of(bank: Array, where: Array, words: int) -> Array:
     return jnp.where(mine, _bit(bank)[:, None], jnp.uint32(0))
 
 
-def _banks_of(place: Array, chosen: Array, words: int) -> Array:
-    """uint32[C, W, L]: the banks of the chosen entries (bool[C, Q, L])."""
-    bank = place & BANK_MASK
+def _banks_of(bank: Array, chosen: Array, words: int) -> Array:
+    """uint32[C, W, L]: the set of the chosen banks (int32 and bool[C, Q / 32, 32, L])."""
     mine = [jnp.where(chosen & (bank >> 5 == word), _bit(bank), jnp.uint32(0)) for word in range(words)]
-    return jnp.stack([fold(jnp.bitwise_or, bits) for bits in mine], axis=1)
+    return jnp.stack([_over_words(jnp.bitwise_or, bits) for bits in mine], axis=1)
+
+
+def _over_words(combine: Callable[[Array, Array], Array], values: Array) -> Array:
+    """[C, L] from [C, words, 32, L], see `fold`."""
+    return fold(combine, fold(combine, values, 2))
 
 
 def _word_of(masks: Array, bank: Array) -> Array:
-    """uint32[C, N, L]: the word of the sets uint32[C, W, L] that has the bit of the banks int32[C, N, L]."""
-    word = masks[:, :1]
-    for index in range(1, masks.shape[1]):
-        word = jnp.where(bank >> 5 == index, masks[:, index : index + 1], word)
+    """uint32[C, ..., N, L]: the word of the sets uint32[C, ..., W, L] with the bit of the banks int32[C, ..., N, L]."""
+    word = masks[..., :1, :]
+    for index in range(1, masks.shape[-2]):
+        word = jnp.where(bank >> 5 == index, masks[..., index : index + 1, :], word)
     return word
 
 
@@ -511,19 +519,20 @@ def _best_of_queue(params: DramParams, s: DramState, ready: Array, consult: Arra
     closed, PRE where it is open). With hit_first no PRE closes a row that the queue still has hits for.
     """
     write = settle(s.write_mode)
-    key = jnp.where(write[:, None], s.key[:, 1], s.key[:, 0])
-    place = jnp.where(write[:, None], s.place[:, 1], s.place[:, 0])
     hit_banks = settle(jnp.where(write[:, None], ready[:, WR], ready[:, RD]))
     other_banks = (s.opened & ready[:, PRE]) | (~s.opened & ready[:, ACT])
-    bank = place & BANK_MASK
     hits = settle(jnp.where(write[:, None], s.hits[:, 1], s.hits[:, 0]))
-    row_hit = ((hits[:, :, None] >> numbers(32).astype(jnp.uint32)) & 1 != 0).reshape(place.shape)
-    wanted_rows = _banks_of(place, row_hit, hit_banks.shape[1])
+    # The slots in words of 32, as the set has them: [C, Q / 32, 32, L].
+    by_word = (*hits.shape[:2], 32, hits.shape[2])
+    key = jnp.where(write[:, None], s.key[:, 1], s.key[:, 0]).reshape(by_word)
+    bank = jnp.where(write[:, None], s.place[:, 1], s.place[:, 0]).reshape(by_word) & BANK_MASK
+    row_hit = (hits[:, :, None] & _bit(numbers(32))) != 0
+    wanted_rows = _banks_of(bank, row_hit, hit_banks.shape[1])
     other_banks = settle(other_banks & ~jnp.where(params.hit_first > 0, wanted_rows, jnp.uint32(0)))
-    word = jnp.where(row_hit, _word_of(hit_banks, bank), _word_of(other_banks, bank))
+    word = jnp.where(row_hit, _word_of(hit_banks[:, None], bank), _word_of(other_banks[:, None], bank))
     can = (word >> (bank & 31).astype(jnp.uint32)) & 1 != 0
     later = settle(jnp.where(params.hit_first > 0, LATER, 0))
-    best = fold(jnp.minimum, jnp.where(can, jnp.where(row_hit, key, key | later), FAR))
+    best = _over_words(jnp.minimum, jnp.where(can, jnp.where(row_hit, key, key | later), FAR))
 
     found = consult & (best != FAR)
     slot = jnp.where(found, best & (MAX_QUEUE - 1), 0)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -26,6 +27,11 @@ NARROW = 32
 
 def _is_narrow(values: Array) -> bool:
     return values.shape[-1] < NARROW
+
+
+def _is_lone(values: Array) -> bool:
+    """A single lane on a CPU: its whole loop becomes one kernel (see `vsim.devices`)."""
+    return values.shape[-1] == 1 and jax.default_backend() == "cpu"
 
 
 def numbers(size: int, axes_after: int = 1) -> Array:
@@ -73,19 +79,38 @@ def pick_row(values: Array, index: Array) -> Array:
 def put(values: Array, where: Array, value: Array | int, *index: Array) -> Array:
     """Set values[*index, lane] where `where`, which has the full shape of the indices."""
     at, value = _to_write(values, where, value, index)
+    if _is_lone(values):
+        return _one_by_one(values, at, value, lambda old, new: new)
     return values.reshape(-1).at[at].set(value, mode="drop").reshape(values.shape)
 
 
 def add(values: Array, where: Array, value: Array | int, *index: Array) -> Array:
     """Add to values[*index, lane] where `where`; additions to the same element all count."""
     at, value = _to_write(values, where, value, index)
+    if _is_lone(values):
+        return _one_by_one(values, at, value, jnp.add)
     return values.reshape(-1).at[at].add(value, mode="drop").reshape(values.shape)
 
 
 def raise_to(values: Array, where: Array, value: Array, *index: Array) -> Array:
     """Raise values[*index, lane] to at least the value where `where`."""
     at, value = _to_write(values, where, value, index)
+    if _is_lone(values):
+        return _one_by_one(values, at, value, jnp.maximum)
     return values.reshape(-1).at[at].max(value, mode="drop").reshape(values.shape)
+
+
+def _one_by_one(values: Array, at: Array, written: Array, combine: Callable[[Array, Array], Array]) -> Array:
+    """The write of a lone lane, element after element: XLA compiles no loop with a scatter in it as one kernel."""
+    written = written.astype(values.dtype)
+
+    def write(i: Array, flat: Array) -> Array:
+        place = lax.dynamic_slice(at, (i,), (1,))
+        old = lax.dynamic_slice(flat, (place[0],), (1,))
+        new = combine(old, lax.dynamic_slice(written, (i,), (1,)))
+        return lax.dynamic_update_slice(flat, jnp.where(place < flat.size, new, old), (place[0],))
+
+    return lax.fori_loop(0, at.size, write, values.reshape(-1)).reshape(values.shape)
 
 
 def _to_write(values: Array, where: Array, value: Array | int, index: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -113,9 +138,9 @@ def fold(combine: Callable[[Array, Array], Array], values: Array, axis: int = 1)
     """Combine the elements along an axis by jnp.minimum, jnp.maximum, jnp.add or jnp.bitwise_or.
 
     In a wide batch a long axis is cut into slices, a few at a time: such kernels vectorise over the lanes, XLA's
-    reductions of computed values do not.
+    reductions of computed values do not. Those of a lone lane vectorise over what is left of the axis.
     """
-    if _is_narrow(values) or values.shape[axis] <= SHORT:
+    if (_is_narrow(values) and not _is_lone(values)) or values.shape[axis] <= SHORT:
         return _reductions[combine](values, axis)
     while (size := values.shape[axis]) > 1:
         parts = max(part for part in range(1, FOLD + 1) if size % part == 0) if size > FOLD else size

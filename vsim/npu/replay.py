@@ -8,6 +8,8 @@ carry t + 1.
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,8 +106,10 @@ def load_trace(path: Path) -> Trace:
     try:
         with np.load(path, allow_pickle=False) as data:
             fields = {name: data[name] for name in data.files}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable .npz request trace ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or 'not readable'}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise UserError(f"{path}: not a request trace: no .npz archive of arrays, or one that was cut off") from None
     needed = ("req_cycle", "req_addr", "req_write", "accept", "complete", "cmd_clk", "cmd_id", "cmd_req", "cmd_names")
     missing = [name for name in needed if name not in fields]
     if missing:
