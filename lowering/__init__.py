@@ -17,6 +17,8 @@ from lowering.network import UnsupportedError, lower_graph
 from lowering.onnx_reader import read_graph
 from lowering.parts import Forced, MappingChooser
 from lowering.program import LayerInfo, Program
+from lowering.training.lower import lower_training
+from lowering.training.options import TrainingOptions
 
 __all__ = [
     "LayerInfo",
@@ -26,6 +28,7 @@ __all__ = [
     "MappingTable",
     "ModelError",
     "Program",
+    "TrainingOptions",
     "UnsupportedError",
     "light_models",
     "load_model",
@@ -44,6 +47,7 @@ def lower(
     compat: str | None = None,
     skip_unknown: bool = False,
     mapping: Mapping | MappingChooser | str | None = None,
+    training: TrainingOptions | None = None,
 ) -> Program:
     """Turn a model into the program of one chip.
 
@@ -53,6 +57,7 @@ def lower(
     skip_unknown: leave operators that are not modelled out, with a warning in the program.
     mapping: inner tile sizes for every matrix layer, an ONNXim mapping line, or a `MappingTable`; the last alone with
     `compat`, where it stands for the mapping file beside the model.
+    training: lower one training iteration of an ONNX model (default mode); None: inference.
     Raises UserError subclasses: ModelError, UnsupportedError, MappingError.
     """
     forced = parse_mapping(mapping) if isinstance(mapping, str) else mapping
@@ -65,6 +70,8 @@ def lower(
             f"model {model}: --compat {compat} runs language models by a trace of requests: "
             "vsim run --language MODEL.json --trace TRACE.csv"
         )
+    if compat is not None and training is not None:
+        raise UserError(f"--compat {compat} does not train: leave out --train, or --compat")
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     if compat == "onnxim":
         from lowering.onnxim import lower_onnxim
@@ -81,6 +88,8 @@ def lower(
         raise UserError(f"--compat {compat}: unknown mode; valid: onnxim")
     graph = read_graph(loaded, batch, dims)
     try:
+        if training is not None:
+            return lower_training(graph, Chip.of(hw), training, mapping=chooser)
         return lower_graph(graph, Chip.of(hw), skip_unknown=skip_unknown, mapping=chooser)
     except UserError as error:
         raise type(error)(f"model {loaded.path}: {error}") from error

@@ -76,6 +76,12 @@ def pool_layer(node: Node, x: Layout, y: Layout) -> PoolLayer:
     )
 
 
+def window_attributes(node: Node) -> tuple[Pair, Pair, Pair]:
+    """Strides, dilations, and the pads at the top and at the left, of a Conv node."""
+    sizes = _image(node.input(0).shape, node), _image(node.outputs[0].shape, node)
+    return _window_attributes(node, _pair(node.input(1).shape[2:], 1, node), *sizes)
+
+
 def _image(shape: tuple[int, ...], node: Node) -> Pair:
     """Rows and columns of a tensor in (images, channels, spatial dimensions) order."""
     return _pair(shape[2:], 1, node)

@@ -237,10 +237,11 @@ def scatter(network: Network, group: Group) -> None:
         request = goal.request_bytes
         as_blocks = replace(goal, physical=(blocks(goal), request // goal.element_bytes), pitch_bytes=request)
         table = Table(as_blocks, 1, blocks(goal), 1, lookups)
-    _emit_scatter(network, node, table, network.find(updates).layout, network.find(indices).layout)
+    emit_scatter(network, node, table, network.find(updates).layout, network.find(indices).layout)
 
 
-def _emit_scatter(network: Network, node: Node, table: Table, updates: Layout, indices: Layout) -> None:
+def emit_scatter(network: Network, node: Node, table: Table, updates: Layout, indices: Layout) -> None:
+    """Write rows of `updates` to the rows of `table` that `indices` name."""
     builder, chip = network.builder, network.chip
     request, units = chip.request_bytes, table.lookups
     sizes = [blocks(updates), blocks(indices)]

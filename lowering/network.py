@@ -243,6 +243,10 @@ class _Network:
         node = group.head
         left, right = node.input(0), node.input(1)
         a, b = _matrix_shape(left.shape, row=True), _matrix_shape(right.shape, row=False)
+        transposed = bool(node.int("right_transposed", 0))  # of gradients (`lowering.training`), not of ONNX
+        stored_rows = b[-2]
+        if transposed:
+            b = (*b[:-2], b[-1], b[-2])
         x = self.in_order(left, row_major(len(left.shape)))
         order = row_major(len(node.outputs[0].shape))
         if right.constant and math.prod(b[:-2]) == 1:
@@ -253,9 +257,9 @@ class _Network:
         batched = BatchedOperands(
             weights,
             tuple(index * a[-2] for index in _batch_indices(a[:-2], lead)),
-            tuple(index * b[-2] for index in _batch_indices(b[:-2], lead)),
+            tuple(index * stored_rows for index in _batch_indices(b[:-2], lead)),
             tuple(index * a[-2] for index in range(batch)),
-            transposed=len(right.shape) == 1,
+            transposed=transposed or len(right.shape) == 1,
         )
         return self._finish(group, _product(batch, a[-2], a[-1], b[-1]), x, order, False, batched)
 

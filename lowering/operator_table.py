@@ -15,6 +15,7 @@ from lowering import (
     rotary,
 )
 from lowering.context import Handler
+from lowering.training import layers
 
 HANDLERS: dict[str, Handler] = {
     **attention_node.HANDLERS,
@@ -27,4 +28,5 @@ HANDLERS: dict[str, Handler] = {
     **reduction.HANDLERS,
     **resampling.HANDLERS,
     **rotary.HANDLERS,
+    **layers.HANDLERS,
 }

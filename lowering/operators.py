@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from hwconfigs.schema import CoreConfig
 from lowering.ir import Node
+from lowering.training.costs import ELEMENTWISE
 
 Cost = Mapping[str, int]
 """Operations for each element, by field of `OpLatency`."""
@@ -91,6 +92,7 @@ BINARY: dict[str, Cost] = {
             *("And", "Or", "Xor", "BitwiseAnd", "BitwiseOr", "BitwiseXor"),
         )
     },
+    **ELEMENTWISE,
 }
 """Elementwise operators of two or more operands, with broadcasting; the cost is for each operand beyond the first.
 

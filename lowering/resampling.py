@@ -6,16 +6,17 @@ import math
 from dataclasses import dataclass
 
 from lowering.context import Handler, Network, unsupported
+from lowering.emit import Extent, Operand, ProgramBuilder
 from lowering.fusion import Group
 from lowering.ir import Node
-from lowering.layout import channels_last
-from lowering.mapping import MatmulShape
-from lowering.matmul import MatmulLayer, OutputGrid, emit_matmul, plan_matmul
-from lowering.operators import Cost, add_costs, elementwise_cost
+from lowering.layout import Layout, channels_last
+from lowering.mapping import MappingError, MatmulShape, ranges
+from lowering.matmul import MatmulLayer, OutputGrid, emit_matmul, plan_matmul, vector_units
+from lowering.operators import Cost, add_costs, elementwise_cost, latency
 from lowering.streams import Read, StreamLayer, emit_stream
-from lowering.vector_layers import Identity
+from lowering.vector_layers import Identity, shares
 
-_TAPS = {"nearest": 1, "linear": 2, "bilinear": 2, "cubic": 4, "bicubic": 4}
+TAPS = {"nearest": 1, "linear": 2, "bilinear": 2, "cubic": 4, "bicubic": 4}
 """Samples along each dimension that is resized."""
 
 
@@ -28,16 +29,16 @@ def resize(network: Network, group: Group) -> None:
     node = group.head
     x, target = node.input(0), node.outputs[0]
     mode = node.text("mode", "nearest")
-    if mode not in _TAPS:
-        raise unsupported(node, f"mode {mode!r} is not known; valid: {', '.join(_TAPS)}")
+    if mode not in TAPS:
+        raise unsupported(node, f"mode {mode!r} is not known; valid: {', '.join(TAPS)}")
     order = channels_last(len(x.shape))
     layout = network.in_order(x, order)
     goal = network.place(target, order).layout
     resized = sum(1 for old, new in zip(x.shape, target.shape, strict=True) if old != new)
-    samples = _TAPS[mode] ** max(1, resized)
+    samples = TAPS[mode] ** max(1, resized)
     cost: Cost = {"add": 1} if samples == 1 else {"mac": samples}
     line = layout.pitch_bytes * math.prod(layout.physical[2:-1])
-    halo = line * (_TAPS[mode] // 2)
+    halo = line * (TAPS[mode] // 2)
     layer = StreamLayer(Identity(node.name, node.op), (Read(layout, min(halo, layout.total_bytes)),), goal, cost)
     emit_stream(network.builder, layer, network.chip)
 
@@ -51,7 +52,7 @@ def grid_sample(network: Network, group: Group) -> None:
     layout = network.in_order(x, order)
     where = network.find(grid).layout
     goal = network.place(target, order).layout
-    samples = _TAPS.get(mode, 2) ** (len(x.shape) - 2)
+    samples = TAPS.get(mode, 2) ** (len(x.shape) - 2)
     layer = StreamLayer(Identity(node.name, node.op), (Read(layout), Read(where)), goal, {"mac": samples, "add": 1})
     emit_stream(network.builder, layer, network.chip)
 
@@ -73,7 +74,11 @@ def conv_transpose(network: Network, group: Group) -> None:
     rest = [step for step in group.steps if not step.folded]
     residuals = tuple(network.in_order(tensor, order) for step in rest for tensor in step.operands)
     bias = len(node.inputs) > 2 or any(step.folded for step in group.steps)
+    empty = []
     for name, shape, grid in phases(node):
+        if not shape.kernel_rows * shape.kernel_cols:
+            empty.append((shape, grid))
+            continue
         layer = MatmulLayer(
             name=name,
             op=node.op,
@@ -87,6 +92,58 @@ def conv_transpose(network: Network, group: Group) -> None:
             grid=grid,
         )
         emit_matmul(network.builder, plan_matmul(layer, network.chip, network.mapping), network.chip, network.space)
+    if empty:
+        cost = add_costs({"add": 1}, *(elementwise_cost(step.node) for step in rest))
+        _emit_empty(network, Identity(f"{node.name} (outputs without input)", node.op), empty, result, residuals, cost)
+
+
+def _emit_empty(
+    network: Network,
+    identity: Identity,
+    phases_: list[tuple[MatmulShape, OutputGrid]],
+    result: Layout,
+    residuals: tuple[Layout, ...],
+    cost: Cost,
+) -> None:
+    """Write the outputs that no input reaches, a kernel being smaller than its stride: zeros, or what is added to them.
+
+    Tiles are rows of output positions, of as many channels as fit half the scratchpad.
+    """
+    chip, builder = network.chip, network.builder
+    lanes = max(1, chip.request_bytes // chip.element_bytes)
+    builder.begin_layer(identity.info())
+    for shape, grid in phases_:
+        line = shape.out_cols * (len(residuals) + 1) * chip.element_bytes
+        width = min(result.channels, chip.spad_bytes // line // lanes * lanes)
+        if width < 1:
+            raise MappingError(
+                f"layer {identity.name} ({identity.op}): one row of outputs needs {line * lanes} bytes of scratchpad, "
+                f"half of it is {chip.spad_bytes}; enlarge cores.spad_kib"
+            )
+        for channels in ranges(result.channels, width, lanes, True):
+            room = chip.spad_bytes // (line * channels[1])
+            for image in range(shape.images):
+                for core, start, count in shares(shape.out_rows, room, 1, line * channels[1], chip):
+                    first = (image * grid.size[0] + grid.first[0] + start * grid.step[0]) * grid.size[1]
+                    levels = ((count, grid.step[0] * grid.size[1]), (shape.out_cols, grid.step[1]))
+                    builder.begin_tile(core)
+                    for entry, layout in enumerate(residuals):
+                        builder.load(entry, layout.region(first + grid.first[1], levels, *channels))
+                    units = vector_units(count * shape.out_cols * channels[1] * chip.element_bytes, chip.cores[core])
+                    _combine(builder, len(residuals), units, latency(cost, chip.cores[core]))
+                    builder.store(len(residuals), result.region(first + grid.first[1], levels, *channels), acc=False)
+                    builder.end_tile()
+    builder.end_layer()
+
+
+def _combine(builder: ProgramBuilder, operands: int, units: int, cycles: int) -> None:
+    """One vector instruction for what needs no more than two operands; further ones are awaited in no time."""
+    target = Operand(operands)
+    second = Operand(1) if operands > 1 else None
+    first = Operand(0 if operands else -1)
+    builder.vector(dst=target, src_a=first, src_b=second, size1=Extent(units), size2=Extent(cycles))
+    for entry in range(2, operands):
+        builder.vector(dst=target, src_a=target, src_b=Operand(entry), size1=Extent(0))
 
 
 def phases(node: Node) -> list[tuple[str, MatmulShape, OutputGrid]]:
@@ -153,7 +210,8 @@ def _lines(node: Node, axis: int, spatial: int) -> list[_Phase]:
     for first in range(min(stride, size_out)):
         taps = [k for k in range(kernel) if (first + pad - k * dilation) % stride == 0]
         if not taps:
-            raise unsupported(node, f"a kernel of {kernel} and a stride of {stride} leave outputs without any input")
+            found.append(_Phase(first, len(range(first, size_out, stride)), 0, 0, 1))
+            continue
         outputs = (size_out - first + stride - 1) // stride
         # The last tap reads the first input; inputs before the image are padding.
         lowest = (first + pad - taps[-1] * dilation) // stride

@@ -94,18 +94,29 @@ class RowLayer:
 
 def emit_rows(builder: ProgramBuilder, layer: RowLayer, chip: Chip, space: AddressSpace) -> None:
     """Write the layer, or the layers, of a row-wise operator. Raises MappingError when no chunk fits."""
+    if fits_whole(layer, chip):
+        slices, piece, fixed = _piece(layer, chip)
+        _emit_whole(builder, layer, chip, slices, (chip.spad_bytes - fixed) // piece)
+    else:
+        _emit_chunks(builder, layer, chip, space)
+
+
+def fits_whole(layer: RowLayer, chip: Chip) -> bool:
+    """Whether whole groups, or slices of one, fit the scratchpad and give at least half of the cores work."""
+    slices, piece, fixed = _piece(layer, chip)
+    idle = 2 * layer.groups * slices < chip.n_cores and layer.inputs[0].total_bytes >= _MIN_SPLIT_BYTES
+    return piece + fixed <= chip.spad_bytes and not idle
+
+
+def _piece(layer: RowLayer, chip: Chip) -> tuple[int, int, int]:
+    """Slices of a group, bytes of one, and of the constants."""
     group_bytes = layer.rows.group_pixels * layer.inputs[0].pitch_bytes
     slices = _slices(layer, chip)
     width = math.ceil(layer.inputs[0].channels / slices) * chip.element_bytes
     streams = len(layer.inputs) + len(layer.results)
     fixed = sum(size for _, size in layer.constants)
     piece = (group_bytes if slices == 1 else layer.rows.group_pixels * width) * streams + _reduced_bytes(layer)
-    fits = piece + fixed <= chip.spad_bytes
-    idle = 2 * layer.groups * slices < chip.n_cores and layer.inputs[0].total_bytes >= _MIN_SPLIT_BYTES
-    if fits and not idle:
-        _emit_whole(builder, layer, chip, slices, (chip.spad_bytes - fixed) // piece)
-    else:
-        _emit_chunks(builder, layer, chip, space)
+    return slices, piece, fixed
 
 
 def _slices(layer: RowLayer, chip: Chip) -> int:
@@ -132,7 +143,7 @@ def _emit_whole(builder: ProgramBuilder, layer: RowLayer, chip: Chip, slices: in
     builder.begin_layer(layer.identity.info())
     if not channels:
         group_bytes = rows.group_pixels * x.pitch_bytes
-        granule = _whole_blocks(group_bytes, x.request_bytes, min(room, layer.groups))
+        granule = whole_blocks(group_bytes, x.request_bytes, min(room, layer.groups))
         for core, start, count in shares(layer.groups, room, granule, group_bytes, chip):
             _tile(builder, layer, chip, core, (start, count), (0, x.channels))
     else:
@@ -144,7 +155,7 @@ def _emit_whole(builder: ProgramBuilder, layer: RowLayer, chip: Chip, slices: in
     builder.end_layer()
 
 
-def _whole_blocks(unit_bytes: int, request_bytes: int, most: int) -> int:
+def whole_blocks(unit_bytes: int, request_bytes: int, most: int) -> int:
     """How many units fill whole memory blocks, so that no two tiles share one; 1 when more than `most` would."""
     units = math.lcm(unit_bytes, request_bytes) // unit_bytes
     return units if units <= most else 1
@@ -162,37 +173,39 @@ def _tile(
     rows = layer.rows
     first, pixels = groups[0] * rows.group_pixels, groups[1] * rows.group_pixels
     builder.begin_tile(core)
-    entries = _load_inputs(builder, layer, first, pixels, channels)
+    entries = load_inputs(builder, layer, first, pixels, channels)
     cycles = row_cycles(pixels * channels[1], rows, layer.cost, chip, chip.cores[core])
-    _vector(builder, entries, cycles, core_result=entries)
-    _store_results(builder, layer, entries, (first, pixels), channels)
-    _store_reduced(builder, layer, entries, groups, channels)
+    wait_for_all(builder, entries, cycles, core_result=entries)
+    store_results(builder, layer, entries, (first, pixels), channels)
+    store_reduced(builder, layer, entries, groups, channels)
     builder.end_tile()
 
 
-def _store_results(
+def store_results(
     builder: ProgramBuilder, layer: RowLayer, entries: int, pixels: tuple[int, int], channels: tuple[int, int]
 ) -> None:
+    """Store a tile's part of all results as large as the input, from the first entry behind the operands."""
     for index, result in enumerate(layer.results):
         if index:
-            _vector(builder, entries, 0, core_result=entries + index)
+            wait_for_all(builder, entries, 0, core_result=entries + index)
         builder.store(entries + index, result.region(pixels[0], ((pixels[1], 1),), *channels), acc=False)
 
 
-def _store_reduced(
+def store_reduced(
     builder: ProgramBuilder, layer: RowLayer, entries: int, groups: tuple[int, int], channels: tuple[int, int]
 ) -> None:
+    """Store a tile's statistics, behind its results."""
     for index, result in enumerate(layer.reduced):
         piece = _reduced_piece(result, layer, groups, channels)
         if piece is None:
             continue
         entry = entries + len(layer.results) + index
         if entry > entries:
-            _vector(builder, entries, 0, core_result=entry)
+            wait_for_all(builder, entries, 0, core_result=entry)
         builder.store(entry, piece, acc=False)
 
 
-def _load_inputs(builder: ProgramBuilder, layer: RowLayer, first: int, pixels: int, channels: tuple[int, int]) -> int:
+def load_inputs(builder: ProgramBuilder, layer: RowLayer, first: int, pixels: int, channels: tuple[int, int]) -> int:
     """Load the pixels of all inputs, and the constants; returns the number of entries."""
     for entry, source in enumerate(layer.inputs):
         builder.load(entry, source.region(first, ((pixels, 1),), *channels))
@@ -203,7 +216,7 @@ def _load_inputs(builder: ProgramBuilder, layer: RowLayer, first: int, pixels: i
     return entries
 
 
-def _vector(builder: ProgramBuilder, entries: int, cycles: int, core_result: int) -> None:
+def wait_for_all(builder: ProgramBuilder, entries: int, cycles: int, core_result: int) -> None:
     """The arithmetic of a tile; operands beyond the second are awaited by instructions that take no time."""
     result = Operand(core_result)
     second = Operand(1) if entries > 1 else None
@@ -267,7 +280,7 @@ def _emit_chunks(builder: ProgramBuilder, layer: RowLayer, chip: Chip, space: Ad
             f"{streams * x.pitch_bytes + constants + statistics} bytes of scratchpad, half of it is "
             f"{chip.spad_bytes}; enlarge cores.spad_kib"
         )
-    chunks = ranges(rows.group_pixels, chunk, _whole_blocks(x.pitch_bytes, x.request_bytes, chunk), False)
+    chunks = ranges(rows.group_pixels, chunk, whole_blocks(x.pitch_bytes, x.request_bytes, chunk), False)
     base = space.allocate(layer.groups * len(chunks) * statistics)
     pieces = [
         (group, index, (group * rows.group_pixels + start, length))
@@ -283,9 +296,9 @@ def _emit_chunks(builder: ProgramBuilder, layer: RowLayer, chip: Chip, space: Ad
         for item in items:
             _, _, (first, pixels) = pieces[item]
             builder.begin_tile(core)
-            entries = _load_inputs(builder, partial, first, pixels, (0, x.channels))
+            entries = load_inputs(builder, partial, first, pixels, (0, x.channels))
             cycles = row_cycles(pixels * x.channels, rows, first_cost, chip, chip.cores[core])
-            _vector(builder, entries, cycles, core_result=entries)
+            wait_for_all(builder, entries, cycles, core_result=entries)
             builder.store(
                 entries, Descriptor.contiguous(base + item * statistics, statistics, x.request_bytes), acc=False
             )
@@ -311,12 +324,12 @@ def _emit_chunks(builder: ProgramBuilder, layer: RowLayer, chip: Chip, space: Ad
             group, index, (first, pixels) = pieces[item]
             builder.begin_tile(core)
             constants = (*layer.constants, (totals.base_byte + group * statistics, statistics))
-            entries = _load_inputs(builder, replace(final, constants=constants), first, pixels, (0, x.channels))
+            entries = load_inputs(builder, replace(final, constants=constants), first, pixels, (0, x.channels))
             cycles = row_cycles(pixels * x.channels, rows, final.cost, chip, chip.cores[core])
-            _vector(builder, entries, cycles, core_result=entries)
-            _store_results(builder, layer, entries, (first, pixels), (0, x.channels))
+            wait_for_all(builder, entries, cycles, core_result=entries)
+            store_results(builder, layer, entries, (first, pixels), (0, x.channels))
             if index == len(chunks) - 1:
-                _store_reduced(builder, layer, entries, (group, 1), (0, x.channels))
+                store_reduced(builder, layer, entries, (group, 1), (0, x.channels))
             builder.end_tile()
     builder.end_layer()
 

@@ -86,7 +86,7 @@ def emit_elementwise(builder: ProgramBuilder, layer: ElementwiseLayer, chip: Chi
         if constants is not None:
             builder.load(entries, Descriptor.contiguous(constants, layer.constant_bytes, request))
         _compute(builder, entries, constants is not None, layer.cost, count * request, chip.cores[core])
-        builder.store(entries + 1, _span(layer.result, start, count), acc=False)
+        builder.store(entries + 1, block_span(layer.result, start, count), acc=False)
         builder.end_tile()
     builder.end_layer()
 
@@ -108,7 +108,8 @@ def _blocks(layout: Layout) -> int:
     return math.ceil(layout.total_bytes / layout.request_bytes)
 
 
-def _span(layout: Layout, first_block: int, blocks: int) -> Descriptor:
+def block_span(layout: Layout, first_block: int, blocks: int) -> Descriptor:
+    """Consecutive memory blocks of a tensor."""
     return Descriptor(layout.base_byte // layout.request_bytes + first_block, blocks)
 
 
@@ -116,12 +117,12 @@ def _alongside(operand: Layout, result: Layout, start: int, count: int, chip: Ch
     """The blocks of `operand` that a tile of `count` blocks from `start` of the result needs."""
     total = _blocks(operand)
     if operand.total_bytes >= result.total_bytes:
-        return _span(operand, start, min(count, total - start))
+        return block_span(operand, start, min(count, total - start))
     small = chip.spad_bytes // 8 // chip.request_bytes
     if total <= small:
-        return _span(operand, 0, total)
+        return block_span(operand, 0, total)
     first = start % total
-    return _span(operand, first, min(count, small, total - first))
+    return block_span(operand, first, min(count, small, total - first))
 
 
 def shares(total: int, room: int, granule: int, unit_bytes: int, chip: Chip) -> list[tuple[int, int, int]]:
@@ -425,9 +426,9 @@ def emit_permute(builder: ProgramBuilder, layer: PermuteLayer, chip: Chip) -> No
         reads, writes = _proportional(start, count, smaller, source), _proportional(start, count, smaller, target)
         units = vector_units(max(reads[1], writes[1]) * chip.request_bytes, chip.cores[core])
         builder.begin_tile(core)
-        builder.load(0, _span(layer.x, *reads))
+        builder.load(0, block_span(layer.x, *reads))
         builder.vector(dst=Operand(1), src_a=Operand(0), size1=Extent(units))
-        builder.store(1, _span(layer.y, *writes), acc=False)
+        builder.store(1, block_span(layer.y, *writes), acc=False)
         builder.end_tile()
     builder.end_layer()
 

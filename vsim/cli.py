@@ -131,6 +131,20 @@ def run(
     max_batch: Annotated[
         int, typer.Option("--max-batch", min=0, help="Language mode: requests in an iteration, 0: no limit.")
     ] = 0,
+    train: Annotated[bool, typer.Option("--train", help="Run one training iteration.")] = False,
+    optimizer: Annotated[str | None, typer.Option("--optimizer", help="With --train: sgd, momentum or adam.")] = None,
+    loss: Annotated[
+        str | None, typer.Option("--loss", help="With --train: cross-entropy, mse, or given (its gradient is read).")
+    ] = None,
+    loss_output: Annotated[
+        str | None, typer.Option("--loss-output", metavar="NAME", help="With --train: the output that is trained.")
+    ] = None,
+    recompute: Annotated[
+        str | None, typer.Option("--recompute", help="With --train: none, cheap or segments of the activations.")
+    ] = None,
+    restore_batch_norm: Annotated[
+        bool, typer.Option("--restore-batch-norm", help="With --train: undo its folding into convolutions.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Simulate one model on one chip, or several models that share it."""
@@ -141,7 +155,7 @@ def run(
         single = {
             "MODEL": model, "--batch": batch != 1, "--dim": dims, "--skip-unknown": skip_unknown, "--mapping": mapping,
             "--prefill": prefill, "--decode": decode, "--context": context, "--tp": tensor_parallel,
-            "--link-gbps": link_gbps, "--steady-layers": steady_layers, "--roofline": roofline,
+            "--link-gbps": link_gbps, "--steady-layers": steady_layers, "--roofline": roofline, "--train": train,
         }  # fmt: skip
         inputs.check(compat is not None, [name for name, value in single.items() if value])
         _report(inputs.run(_hardware(hw, overrides), max_cycles, idle_skip=not no_idle_skip), as_json)
@@ -161,6 +175,18 @@ def run(
         link_gbps=link_gbps,
         steady_layers=steady_layers,
     )
+    from vsim.cli_training import totals_by_role, training_options
+
+    training = training_options(
+        model,
+        train=train,
+        optimizer=optimizer,
+        loss=loss,
+        loss_output=loss_output,
+        recompute=recompute,
+        restore_batch_norm=restore_batch_norm,
+        inference_only={"--compat": compat, "--skip-unknown": skip_unknown},
+    )
     hardware = _hardware(hw, overrides)
     hardware.check_modelled()
     if roofline is not None:
@@ -177,6 +203,7 @@ def run(
         compat=compat and compat.value,
         skip_unknown=skip_unknown,
         mapping=mapping and MappingTable.read(mapping),
+        training=training,
     )
     from vsim import devices
     from vsim.api import Progress, SimPoint, simulate
@@ -191,6 +218,8 @@ def run(
 
         [result] = simulate([point], on_progress=advance, idle_skip=not no_idle_skip)
     content = {"model": model, "hw": hardware.name, **result.to_json()}
+    if training is not None:
+        content["training"] = totals_by_role(program.layers, content["layers"])
     if compat and hardware.dram.is_table and not hardware.dram.is_onnxim:
         content["warnings"].append(
             f"dram.standard {hardware.dram.standard} of {hardware.name} is none of ONNXim's memories: the original has "

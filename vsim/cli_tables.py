@@ -34,6 +34,8 @@ def print_run(result: Mapping[str, Any]) -> None:
     console = stdout()
     console.print(_table("Layers", [_layer_row(layer) for layer in result["layers"]], _LAYER_COLUMNS))
     console.print("bound: the resource that alone would need most of the layer's cycles, and the share that it needs")
+    if "training" in result:
+        console.print(_table("Training", [{"role": _words(role), **row} for role, row in result["training"].items()]))
     _print_chip(console, result)
 
 
