@@ -1,0 +1,144 @@
+"""Evaluating layers on designs: one compiled function for all of them, exact in 64 bits.
+
+JAX is asked for 64 bits around every call here and nowhere else: the other machine models stay in 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from vsim.systolic.designs import Designs
+from vsim.systolic.layers import Layer, LayerTable, MatrixLayer, MatrixTable, VectorTable, table
+from vsim.systolic.matrix_cost import MatrixCost, matrix_cost
+from vsim.systolic.tiling import MatrixTile, VectorTile, matrix_tile, vector_tile
+from vsim.systolic.vector_cost import VectorCost, vector_cost
+
+
+class Evaluation(NamedTuple):
+    """Tiles and costs; every field a float64 array of shape ``(layers, designs)``, or ``(pairs,)`` of `evaluate_pairs`.
+
+    The layers of each part are in the order of the list they come from.
+    """
+
+    matrix_tile: MatrixTile
+    matrix: MatrixCost
+    vector_tile: VectorTile
+    vector: VectorCost
+
+
+def _matrix(layer: MatrixTable, design: Designs) -> tuple[MatrixTile, MatrixCost]:
+    tile = matrix_tile(layer, design)
+    return tile, matrix_cost(layer, design, tile)
+
+
+def _vector(layer: VectorTable, design: Designs) -> tuple[VectorTile, VectorCost]:
+    tile = vector_tile(layer, design)
+    return tile, vector_cost(layer, design, tile)
+
+
+def _grid(layers: LayerTable, designs: Designs) -> Evaluation:
+    """Every layer on every design: the designs are the last axis, along which the arithmetic vectorises."""
+    over_designs = (None, 0)
+    over_layers = (0, None)
+    matrix = jax.vmap(jax.vmap(_matrix, over_designs), over_layers)(layers.matrix, designs)
+    vector = jax.vmap(jax.vmap(_vector, over_designs), over_layers)(layers.vector, designs)
+    return Evaluation(*matrix, *vector)
+
+
+@jax.jit
+def _pairs(layers: LayerTable, of_matrix: Designs, of_vector: Designs) -> Evaluation:
+    return Evaluation(*jax.vmap(_matrix)(layers.matrix, of_matrix), *jax.vmap(_vector)(layers.vector, of_vector))
+
+
+_compiled_grid = jax.jit(_grid)
+
+T = TypeVar("T")
+
+
+def on_host(tree: T) -> T:
+    """The same structure of NumPy arrays."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def evaluate(layers: Sequence[Layer], designs: Designs) -> Evaluation:
+    """Every layer on every design."""
+    with jax.enable_x64(True):
+        return on_host(_compiled_grid(table(layers), designs))
+
+
+def evaluate_pairs(layers: Sequence[Layer], designs: Designs) -> Evaluation:
+    """Layer ``i`` on design ``i``: as many designs as layers."""
+    is_matrix = _is_matrix(layers)
+
+    def chosen(mask: np.ndarray) -> Any:
+        return jax.tree.map(lambda values: np.asarray(values)[mask], designs)
+
+    with jax.enable_x64(True):
+        return on_host(_pairs(table(layers), chosen(is_matrix), chosen(~is_matrix)))
+
+
+class Totals(NamedTuple):
+    """Sums over the layers of a network; float64 arrays of shape ``(designs,)``."""
+
+    matrix: MatrixCost
+    vector: VectorCost
+
+    @property
+    def cycles(self) -> Any:
+        """Array and vector unit one after the other, as SimDIT has it."""
+        matrix, vector = self.matrix, self.vector
+        return matrix.compute_cycles + matrix.stall_cycles + vector.compute_cycles + vector.stall_cycles
+
+    @property
+    def vector_share(self) -> Any:
+        """Part of the cycles that is not convolution or matrix product."""
+        return (self.vector.compute_cycles + self.vector.stall_cycles) / self.cycles
+
+    @property
+    def fits(self) -> Any:
+        """Whether the design can run every layer."""
+        return self.matrix.fits & self.vector.fits
+
+
+def _sum(costs: Any) -> Any:
+    sums = {name: value.sum(axis=0) for name, value in costs._asdict().items() if name != "fits"}
+    return type(costs)(**sums, fits=costs.fits.all(axis=0))
+
+
+@jax.jit
+def _totals(layers: LayerTable, designs: Designs) -> Totals:
+    grid = _grid(layers, designs)
+    return Totals(_sum(grid.matrix), _sum(grid.vector))
+
+
+def totals(layers: Sequence[Layer], designs: Designs) -> Totals:
+    """Sums over ``layers`` for every design."""
+    with jax.enable_x64(True):
+        return on_host(_totals(table(layers), designs))
+
+
+def totals_of_each(networks: Sequence[Sequence[Layer]], designs: Designs) -> Totals:
+    """Sums over the layers of network ``i`` on design ``i``, all in one batch."""
+    layers = [layer for network in networks for layer in network]
+    owner = np.repeat(np.arange(len(networks)), [len(network) for network in networks])
+    found = evaluate_pairs(layers, jax.tree.map(lambda values: np.asarray(values)[owner], designs))
+    is_matrix = _is_matrix(layers)
+
+    def summed(costs: Any, owners: np.ndarray) -> Any:
+        sums = {
+            name: np.bincount(owners, values, len(networks))
+            for name, values in costs._asdict().items()
+            if name != "fits"
+        }
+        misfits = np.bincount(owners, ~costs.fits, len(networks))
+        return type(costs)(**sums, fits=misfits == 0)
+
+    return Totals(summed(found.matrix, owner[is_matrix]), summed(found.vector, owner[~is_matrix]))
+
+
+def _is_matrix(layers: Sequence[Layer]) -> np.ndarray:
+    return np.array([isinstance(layer, MatrixLayer) for layer in layers], bool)

@@ -1,0 +1,139 @@
+"""SimDIT's greedy tiling generator (specs/systolic.md section 1.3): the tile of one layer on one design.
+
+Scalars in, scalars out; `vsim.systolic.evaluate` maps them over layers and designs. A search for the smallest number
+of parts that fits is a chain of selections over the candidate tiles of the layer, from the smallest tile up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vsim.systolic.designs import Designs
+from vsim.systolic.layers import MatrixTable, VectorTable
+from vsim.systolic.operators import VectorOperator
+
+WORD_BITS = 32
+"""The vector unit works on 32-bit words."""
+
+
+class MatrixTile(NamedTuple):
+    """What is on the chip at once: output map, channels, part of the kernel and of the batch."""
+
+    width: jax.Array
+    height: jax.Array
+    out_channels: jax.Array
+    kernel: jax.Array
+    in_channels: jax.Array
+    batch: jax.Array
+    fits: jax.Array
+    """False where even the smallest tile does not fit: the design cannot run the layer."""
+
+
+class VectorTile(NamedTuple):
+    """Output map, channels and batch of a tile of the vector unit."""
+
+    width: jax.Array
+    height: jax.Array
+    channels: jax.Array
+    batch: jax.Array
+    fits: jax.Array
+
+
+def padded(size: jax.Array, side: jax.Array) -> jax.Array:
+    """``size`` as a multiple of ``side``."""
+    return jnp.ceil(size / side) * side
+
+
+def in_extent(out_extent: jax.Array, stride: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Input rows (or columns) that so many output rows read."""
+    return (out_extent - 1) * stride + kernel
+
+
+def _largest(candidates: jax.Array, fits: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The last candidate that fits; the first if none does."""
+    chosen = candidates[0]
+    for position in range(1, candidates.shape[0]):
+        chosen = jnp.where(fits(candidates[position]), candidates[position], chosen)
+    return chosen
+
+
+def matrix_tile(layer: MatrixTable, design: Designs) -> MatrixTile:
+    """Kernel, input channels, output map, batch and output channels, each as large as what came before leaves room."""
+    weights_bits = design.rows * design.cols * design.weight_bits
+    row_bits = design.rows * design.activation_bits
+    psum_bits = design.cols * design.accumulator_bits
+    all_out, all_in = padded(layer.out_channels, design.cols), padded(layer.in_channels, design.rows)
+
+    def kernel_fits(kernel: jax.Array) -> jax.Array:
+        area = kernel * kernel
+        return (area * weights_bits <= design.weight_tile_bits) & (area * row_bits <= design.ifmap_tile_bits)
+
+    kernel = _largest(layer.kernel_tiles, kernel_fits)
+    area = kernel * kernel
+    in_groups = jnp.minimum(
+        jnp.floor(design.weight_tile_bits / (area * weights_bits)),
+        jnp.floor(design.ifmap_tile_bits / (area * row_bits)),
+    )
+    in_channels = design.rows * jnp.maximum(1, jnp.minimum(all_in / design.rows, in_groups))
+
+    def map_fits(width: jax.Array, height: jax.Array, batch: jax.Array | float) -> jax.Array:
+        inputs = in_extent(width, layer.stride, kernel) * in_extent(height, layer.stride, kernel) * in_channels
+        return (width * height * batch * psum_bits <= design.ofmap_tile_bits) & (
+            inputs * batch * design.activation_bits <= design.ifmap_tile_bits
+        )
+
+    width, height = layer.width_tiles[0], layer.height_tiles[0]
+    for position in range(1, layer.width_tiles.shape[0]):
+        wider, higher = layer.width_tiles[position], layer.height_tiles[position]
+        fits = map_fits(wider, higher, 1)
+        width, height = jnp.where(fits, wider, width), jnp.where(fits, higher, height)
+    batch = _largest(layer.batch_tiles, lambda batch: map_fits(width, height, batch))
+    bias_bits = design.cols * design.bias_bits
+    out_groups = jnp.minimum(
+        jnp.floor(design.weight_tile_bits / (area * in_channels * design.cols * design.weight_bits)),
+        jnp.minimum(
+            jnp.floor(design.ofmap_tile_bits / (width * height * batch * psum_bits)),
+            jnp.floor(design.bias_tile_bits / bias_bits),
+        ),
+    )
+    out_channels = design.cols * jnp.maximum(1, jnp.minimum(all_out / design.cols, out_groups))
+    fits = kernel_fits(kernel) & map_fits(width, height, batch) & (bias_bits <= design.bias_tile_bits)
+    return MatrixTile(width, height, out_channels, kernel, in_channels, batch, fits)
+
+
+def vector_tile(layer: VectorTable, design: Designs) -> VectorTile:
+    """Output map, then channels and batch in the operator's order."""
+    column = VectorOperator.COLUMNS
+    share = layer.coefficients
+    room = design.vector_tile_bits / WORD_BITS - share[column["fit_lanes"]] * design.cols
+    channel_room = jnp.floor(design.vector_tile_bits * share[column["channel_share"]] / WORD_BITS)
+    all_channels = padded(layer.channels, design.cols)
+
+    def words_of_channel(width: jax.Array, height: jax.Array, batch: jax.Array | float) -> jax.Array:
+        window = in_extent(width, layer.stride, layer.kernel) * in_extent(height, layer.stride, layer.kernel)
+        tiles = share[column["fit_tiles"]] * width * height + share[column["fit_windows"]] * window
+        return tiles * batch + share[column["fit_channels"]]
+
+    width, height = layer.width_tiles[0], layer.height_tiles[0]
+    for position in range(1, layer.width_tiles.shape[0]):
+        wider, higher = layer.width_tiles[position], layer.height_tiles[position]
+        fits = words_of_channel(wider, higher, 1) * design.cols <= room
+        width, height = jnp.where(fits, wider, width), jnp.where(fits, higher, height)
+
+    def channels_beside(batch: jax.Array | float) -> jax.Array:
+        groups = jnp.minimum(
+            jnp.floor(room / (words_of_channel(width, height, batch) * design.cols)),
+            jnp.floor(channel_room / design.cols),
+        )
+        return design.cols * jnp.maximum(1, jnp.minimum(all_channels / design.cols, groups))
+
+    batch_first = share[column["batch_first"]] > 0
+    beside = jnp.where(batch_first, design.cols, channels_beside(1))
+    batch = _largest(layer.batch_tiles, lambda batch: words_of_channel(width, height, batch) * beside <= room)
+    channels = jnp.where(batch_first, channels_beside(batch), beside)
+    fits = words_of_channel(width, height, batch) * channels <= room
+    return VectorTile(width, height, channels, batch, fits)
