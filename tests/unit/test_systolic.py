@@ -214,3 +214,14 @@ def test_bad_layers():
         MatrixLayer("layer", "conv", 0, 1, 1, 1, 1, 1, 1)
     with pytest.raises(UserError, match="goes with dataflow 'ws'"):
         products([(1, 1, 4)], ["os"], [(4, 4)], [Sparsity(2, 4)])
+
+
+def test_many_designs_equal_few():
+    """More designs than are evaluated together, and not a whole multiple of that."""
+    hardware = [BASE.with_overrides({"buffers.ifmap_kib": kib}) for kib in range(32, 32 + 150)]
+    layers = network("ResNet18", "Inference", batch=1)
+    sums = totals(layers, stack(hardware))
+    assert sums.cycles.shape == (150,)
+    last = evaluate(layers, stack(hardware[-1:]))
+    assert sums.matrix.stall_cycles[-1] == pytest.approx(last.matrix.stall_cycles.sum(), rel=1e-15)
+    assert sums.vector.dram_in_bits[-1] == last.vector.dram_in_bits.sum()

@@ -6,6 +6,7 @@ JAX is asked for 64 bits around every call here and nowhere else: the other mach
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -81,6 +82,10 @@ def evaluate_pairs(layers: Sequence[Layer], designs: Designs) -> Evaluation:
         return on_host(_pairs(table(layers), chosen(is_matrix), chosen(~is_matrix)))
 
 
+DESIGNS_TOGETHER = 128
+"""Designs in one call of the compiled function; smaller sets compile a smaller one."""
+
+
 class Totals(NamedTuple):
     """Sums over the layers of a network; float64 arrays of shape ``(designs,)``."""
 
@@ -116,9 +121,23 @@ def _totals(layers: LayerTable, designs: Designs) -> Totals:
 
 
 def totals(layers: Sequence[Layer], designs: Designs) -> Totals:
-    """Sums over ``layers`` for every design."""
+    """Sums over ``layers`` for every design, so many designs at a time that what lies between stays in the caches."""
+    count = designs.count
+    together = min(count, DESIGNS_TOGETHER)
     with jax.enable_x64(True):
-        return on_host(_totals(table(layers), designs))
+        layer_table = jax.device_put(table(layers))
+        parts = [
+            _totals(layer_table, jax.tree.map(partial(_slice, start=start, count=together), designs))
+            for start in range(0, count, together)
+        ]
+        joined = jax.tree.map(lambda *values: np.concatenate(values)[:count], *parts)
+    return joined
+
+
+def _slice(values: Any, *, start: int, count: int) -> np.ndarray:
+    """``count`` entries from ``start``, the last one repeated where there are fewer: another shape would compile."""
+    part = np.asarray(values)[start : start + count]
+    return np.pad(part, (0, count - len(part)), mode="edge")
 
 
 def totals_of_each(networks: Sequence[Sequence[Layer]], designs: Designs) -> Totals:
