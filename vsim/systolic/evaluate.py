@@ -130,8 +130,7 @@ def totals(layers: Sequence[Layer], designs: Designs) -> Totals:
             _totals(layer_table, jax.tree.map(partial(_slice, start=start, count=together), designs))
             for start in range(0, count, together)
         ]
-        joined = jax.tree.map(lambda *values: np.concatenate(values)[:count], *parts)
-    return joined
+        return jax.tree.map(lambda *values: np.concatenate(values)[:count], *parts)
 
 
 def _slice(values: Any, *, start: int, count: int) -> np.ndarray:
