@@ -33,6 +33,11 @@ class Array(Frozen):
     """Reduction dimension: input channels."""
     cols: ArraySide
     """Output channels."""
+    spare_weights: bool = False
+    """True where an element holds one weight and a spare, loaded through the rows; else each has a memory of weights.
+
+    The compatibility mode takes no time for it.
+    """
 
 
 class Precision(Frozen):
@@ -43,6 +48,8 @@ class Precision(Frozen):
     bias_bits: ElementBits = 32
     accumulator_bits: ElementBits = 32
     """Partial sums, what the array puts out, and every operand of the vector unit."""
+    output_bits: ElementBits | None = None
+    """What a matrix layer stores, where it is narrower than a sum; the compatibility mode always stores sums."""
 
 
 class Buffers(Frozen):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 
+from hwconfigs.errors import UserError
+from hwconfigs.systolic_schema import load_systolic, systolic_preset_names
 from vsim import cli_tables
 
 EXIT_DIFFERS = 1
@@ -49,3 +52,86 @@ def replay(
         )
     if not report.all_equal:
         raise typer.Exit(EXIT_DIFFERS)
+
+
+@app.command()
+def run(
+    model: Annotated[
+        str, typer.Argument(help="ONNX file, onnx:light_resnet50, or simdit:ResNet50[-training], SimDIT's own network.")
+    ],
+    hw: Annotated[str, typer.Option("--hw", help="Design of hwconfigs/systolic, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. array.rows=32. Repeatable."),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 1,
+    dims: Annotated[
+        list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="Size of a dynamic dimension. Repeatable.")
+    ] = None,
+    compat: Annotated[
+        Original | None, typer.Option("--compat", help="simdit: with SimDIT's faults, for its own networks.")
+    ] = None,
+    skip_unknown: Annotated[
+        bool, typer.Option("--skip-unknown", help="Leave out operators that are not modelled, with a warning.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Cycles and traffic of every layer of a model on one design, in closed form."""
+    if compat is Original.SCALESIM:
+        raise UserError("--compat scalesim replays recorded layers: vsim systolic replay FILE --compat scalesim")
+    faults = compat is not None
+    from vsim.systolic.run import layers_of, run
+
+    design = load_systolic(hw).with_overrides(
+        {key: _value(key, text) for key, text in (_split(item, "--set") for item in overrides or ())}
+    )
+    sizes = {key: _size(key, text) for key, text in (_split(item, "--dim") for item in dims or ())}
+    bridged = layers_of(model, batch=batch, dims=sizes, skip_unknown=skip_unknown, faults=faults)
+    content = run(model, bridged, design, faults=faults)
+    if as_json:
+        print(json.dumps(content, indent=1))
+        return
+    cli_tables.print_rows("Layers", content["layers"])
+    cli_tables.print_rows("Operators", content["operators"])
+    how = "one after the other" if faults else "array and vector unit overlapping within a chain of fused layers"
+    console = cli_tables.stdout()
+    console.print(
+        f"{model} on {design.name}: {content['cycles']:,.2f} cycles ({content['milliseconds']:,.3f} ms) with "
+        f"{content['chains']:,} chains, {how}; {content['serial_cycles']:,.2f} one after the other, of which "
+        f"{content['vector_share']:.2%} on the vector unit; array {content['macs_of_peak']:.1%} of its peak; "
+        f"{content['dram_bytes']:,.0f} bytes of DRAM traffic",
+        style="bold",
+    )
+    for warning in content["warnings"]:
+        cli_tables.stderr().print(f"vsim: warning: {warning}")
+
+
+@app.command("list")
+def list_designs() -> None:
+    """List the designs of hwconfigs/systolic."""
+    rows = []
+    for name in systolic_preset_names():
+        hw = load_systolic(name)
+        array, buffers, ports = f"{hw.array.rows}x{hw.array.cols}", dict(hw.buffers), dict(hw.ports)
+        rows.append({"name": name, "array": array, "activation_bits": hw.precision.activation_bits, **buffers, **ports})
+    cli_tables.print_rows("Designs", rows)
+
+
+def _split(text: str, option: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"{option} {text!r}: expected NAME=VALUE")
+    return key.strip(), value
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {key}: {text!r} is not a value") from error
+
+
+def _size(key: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise UserError(f"--dim {key}: {text!r} is not a whole number above 0")
+    return int(text)

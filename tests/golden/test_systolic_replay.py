@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.conftest import DATA
 from vsim.cli import main
 from vsim.systolic.designs import stack
 from vsim.systolic.evaluate import totals
+from vsim.systolic.layers import Layer, MatrixLayer
 from vsim.systolic.networks import from_graph, network
 from vsim.systolic.replay import replay_file
 
@@ -50,12 +52,18 @@ def test_equals_every_recorded_run(shared: Path, file: str, compat: str, items: 
 def test_training_graph_is_the_recorded_one(shared: Path):
     graph = json.loads((shared / "reference" / "simdit" / "resnet50_training_graph.json").read_text())
     for batch in (2, 32):
-        assert network("ResNet50", "Training", batch=batch) == from_graph(graph, batch=batch)
+        layers = [_with_zeros(layer) for layer in network("ResNet50", "Training", batch=batch)]
+        assert layers == from_graph(graph, batch=batch)
+
+
+def _with_zeros(layer: Layer) -> Layer:
+    """The graph does not say which convolutions are dilated with zeros."""
+    return replace(layer, useful_kernel=1.0, useful_input=1.0) if isinstance(layer, MatrixLayer) else layer
 
 
 def test_headline_of_resnet50_training():
     design = stack([load_systolic("simdit-training-08")])
-    sums = totals(network("ResNet50", "Training", batch=32), design)
+    sums = totals(network("ResNet50", "Training", batch=32), design, faults=True)
     assert sums.fits.all()
     assert sums.cycles[0] == 992_512_402.25
     assert sums.vector.compute_cycles[0] + sums.vector.stall_cycles[0] == 590_400_352
@@ -68,13 +76,14 @@ def test_published_networks_that_are_not_among_the_recordings():
     fused = totals(
         network("ResNet50", "Training", batch=32, fusion=True),
         stack([load_systolic(f"simdit-training-{design}") for design in designs]),
+        faults=True,
     )
     assert [f"{cycles:.5e}" for cycles in fused.cycles] == ["4.95870e+09", "2.06555e+09", "9.53538e+08", "8.59517e+08"]
     assert round(100 * fused.vector_share[2], 2) == 59.42
     batches = {2: 2.6197e8, 16: 6.0288e8, 64: 1.7718e9, 128: 3.5362e9, 256: 7.0652e9}
     design = stack([load_systolic("simdit-training-08")])
     for batch, cycles in batches.items():
-        [total] = totals(network("ResNet50", "Training", batch=batch), design).cycles
+        [total] = totals(network("ResNet50", "Training", batch=batch), design, faults=True).cycles
         np.testing.assert_allclose(total, cycles, rtol=2e-5)
 
 

@@ -76,7 +76,7 @@ def test_tiles_equal_the_scalar_reference(cases: list[tuple[MatrixLayer, Systoli
 def test_convolution_by_hand():
     """A 1x1 convolution of 16x16 channels on 8x8 outputs, on a 16x16 array with 8-bit operands: one tile."""
     layer = MatrixLayer("layer", "conv", 8, 8, 16, 16, 1, 1, 1)
-    found = evaluate([layer], stack([BASE]))
+    found = evaluate([layer], stack([BASE]), faults=True)
     cost = {name: value[0, 0] for name, value in found.matrix._asdict().items()}
     assert cost["compute_cycles"] == 8 * 8 + 15 + 15
     # Weights and bias: 256 x 8 and 16 x 32 bits through 128; input 64 x 16 x 8 bits; output 64 x 16 x 32 bits.
@@ -94,7 +94,7 @@ def test_convolution_by_hand():
 def test_relu_by_hand():
     """Two tiles of 28 x 28 x 16 words each (28 x 28 x 32 words exceed the 64 KiB of a vector memory)."""
     layer = VectorLayer("layer", "relu", 28, 28, 32, 1, feeds_matrix=True)
-    found = evaluate([layer], stack([BASE])).vector
+    found = evaluate([layer], stack([BASE]), faults=True).vector
     words = 28 * 28 * 16
     assert found.compute_cycles[0, 0] == 2 * (words // 16 + 5 + 15)
     assert found.stall_cycles[0, 0] == 2 * (words * 32 // 128 + words * 8 // 128)

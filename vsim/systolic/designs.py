@@ -23,6 +23,7 @@ class Designs:
     weight_bits: jax.Array
     bias_bits: jax.Array
     accumulator_bits: jax.Array
+    output_bits: jax.Array
     weight_tile_bits: jax.Array
     """What one tile may occupy: half of a double-buffered memory, all of a single-buffered one."""
     ifmap_tile_bits: jax.Array
@@ -30,7 +31,7 @@ class Designs:
     bias_tile_bits: jax.Array
     vector_tile_bits: jax.Array
     weight_port_bits: jax.Array
-    """Bits a cycle; the array takes no more than a weight per row."""
+    """Bits a cycle."""
     ifmap_port_bits: jax.Array
     ofmap_port_bits: jax.Array
     vector_port_bits: jax.Array
@@ -39,6 +40,8 @@ class Designs:
     div_cycles: jax.Array
     exp_cycles: jax.Array
     rsqrt_cycles: jax.Array
+    spare_weights: jax.Array
+    """1 where weights are loaded through the rows of the array."""
 
     @property
     def count(self) -> int:
@@ -62,12 +65,13 @@ def _row(hw: SystolicHw) -> tuple[float, ...]:
         precision.weight_bits,
         precision.bias_bits,
         precision.accumulator_bits,
+        precision.output_bits or precision.accumulator_bits,
         buffers.weight_kib * half_kib_bits,
         buffers.ifmap_kib * half_kib_bits,
         buffers.ofmap_kib * half_kib_bits,
         buffers.bias_kib * half_kib_bits,
         buffers.vector_kib * half_kib_bits,
-        min(hw.array.rows * precision.weight_bits, ports.weight_bits_per_cycle),
+        _weight_port_bits(hw),
         ports.ifmap_bits_per_cycle,
         ports.ofmap_bits_per_cycle,
         ports.vector_bits_per_cycle,
@@ -75,4 +79,11 @@ def _row(hw: SystolicHw) -> tuple[float, ...]:
         latency.div_cycles,
         latency.exp_cycles,
         latency.rsqrt_cycles,
+        hw.array.spare_weights,
     )
+
+
+def _weight_port_bits(hw: SystolicHw) -> int:
+    """Memories of weights inside the array take in one weight for each row; a weight buffer beside it takes all."""
+    port = hw.ports.weight_bits_per_cycle
+    return port if hw.array.spare_weights else min(hw.array.rows * hw.precision.weight_bits, port)

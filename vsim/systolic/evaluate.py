@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from vsim.systolic.corrected import corrected_matrix_cost, corrected_vector_cost, halved
 from vsim.systolic.designs import Designs
 from vsim.systolic.layers import Layer, LayerTable, MatrixLayer, MatrixTable, VectorTable, table
 from vsim.systolic.matrix_cost import MatrixCost, matrix_cost
@@ -31,31 +32,32 @@ class Evaluation(NamedTuple):
     vector: VectorCost
 
 
-def _matrix(layer: MatrixTable, design: Designs) -> tuple[MatrixTile, MatrixCost]:
+def _matrix(layer: MatrixTable, design: Designs, faults: bool) -> tuple[MatrixTile, MatrixCost]:
     tile = matrix_tile(layer, design)
-    return tile, matrix_cost(layer, design, tile)
+    return tile, (matrix_cost if faults else corrected_matrix_cost)(layer, design, tile)
 
 
-def _vector(layer: VectorTable, design: Designs) -> tuple[VectorTile, VectorCost]:
-    tile = vector_tile(layer, design)
-    return tile, vector_cost(layer, design, tile)
+def _vector(layer: VectorTable, design: Designs, faults: bool) -> tuple[VectorTile, VectorCost]:
+    tile = vector_tile(layer, design if faults else halved(design))
+    return tile, (vector_cost if faults else corrected_vector_cost)(layer, design, tile)
 
 
-def _grid(layers: LayerTable, designs: Designs) -> Evaluation:
+def _grid(layers: LayerTable, designs: Designs, faults: bool) -> Evaluation:
     """Every layer on every design: the designs are the last axis, along which the arithmetic vectorises."""
-    over_designs = (None, 0)
-    over_layers = (0, None)
-    matrix = jax.vmap(jax.vmap(_matrix, over_designs), over_layers)(layers.matrix, designs)
-    vector = jax.vmap(jax.vmap(_vector, over_designs), over_layers)(layers.vector, designs)
+    over_designs, over_layers = (None, 0, None), (0, None, None)
+    matrix = jax.vmap(jax.vmap(_matrix, over_designs), over_layers)(layers.matrix, designs, faults)
+    vector = jax.vmap(jax.vmap(_vector, over_designs), over_layers)(layers.vector, designs, faults)
     return Evaluation(*matrix, *vector)
 
 
-@jax.jit
-def _pairs(layers: LayerTable, of_matrix: Designs, of_vector: Designs) -> Evaluation:
-    return Evaluation(*jax.vmap(_matrix)(layers.matrix, of_matrix), *jax.vmap(_vector)(layers.vector, of_vector))
+@partial(jax.jit, static_argnums=3)
+def _pairs(layers: LayerTable, of_matrix: Designs, of_vector: Designs, faults: bool) -> Evaluation:
+    pairs = (0, 0, None)
+    matrix = jax.vmap(_matrix, pairs)(layers.matrix, of_matrix, faults)
+    return Evaluation(*matrix, *jax.vmap(_vector, pairs)(layers.vector, of_vector, faults))
 
 
-_compiled_grid = jax.jit(_grid)
+_compiled_grid = jax.jit(_grid, static_argnums=2)
 
 T = TypeVar("T")
 
@@ -65,13 +67,13 @@ def on_host(tree: T) -> T:
     return jax.tree.map(np.asarray, tree)
 
 
-def evaluate(layers: Sequence[Layer], designs: Designs) -> Evaluation:
-    """Every layer on every design."""
+def evaluate(layers: Sequence[Layer], designs: Designs, *, faults: bool = False) -> Evaluation:
+    """Every layer on every design; with ``faults`` as SimDIT has them."""
     with jax.enable_x64(True):
-        return on_host(_compiled_grid(table(layers), designs))
+        return on_host(_compiled_grid(table(layers), designs, faults))
 
 
-def evaluate_pairs(layers: Sequence[Layer], designs: Designs) -> Evaluation:
+def evaluate_pairs(layers: Sequence[Layer], designs: Designs, *, faults: bool = False) -> Evaluation:
     """Layer ``i`` on design ``i``: as many designs as layers."""
     is_matrix = _is_matrix(layers)
 
@@ -79,7 +81,7 @@ def evaluate_pairs(layers: Sequence[Layer], designs: Designs) -> Evaluation:
         return jax.tree.map(lambda values: np.asarray(values)[mask], designs)
 
     with jax.enable_x64(True):
-        return on_host(_pairs(table(layers), chosen(is_matrix), chosen(~is_matrix)))
+        return on_host(_pairs(table(layers), chosen(is_matrix), chosen(~is_matrix), faults))
 
 
 DESIGNS_TOGETHER = 128
@@ -114,20 +116,20 @@ def _sum(costs: Any) -> Any:
     return type(costs)(**sums, fits=costs.fits.all(axis=0))
 
 
-@jax.jit
-def _totals(layers: LayerTable, designs: Designs) -> Totals:
-    grid = _grid(layers, designs)
+@partial(jax.jit, static_argnums=2)
+def _totals(layers: LayerTable, designs: Designs, faults: bool) -> Totals:
+    grid = _grid(layers, designs, faults)
     return Totals(_sum(grid.matrix), _sum(grid.vector))
 
 
-def totals(layers: Sequence[Layer], designs: Designs) -> Totals:
+def totals(layers: Sequence[Layer], designs: Designs, *, faults: bool = False) -> Totals:
     """Sums over ``layers`` for every design, so many designs at a time that what lies between stays in the caches."""
     count = designs.count
     together = min(count, DESIGNS_TOGETHER)
     with jax.enable_x64(True):
         layer_table = jax.device_put(table(layers))
         parts = [
-            _totals(layer_table, jax.tree.map(partial(_slice, start=start, count=together), designs))
+            _totals(layer_table, jax.tree.map(partial(_slice, start=start, count=together), designs), faults)
             for start in range(0, count, together)
         ]
         return jax.tree.map(lambda *values: np.concatenate(values)[:count], *parts)
@@ -139,11 +141,11 @@ def _slice(values: Any, *, start: int, count: int) -> np.ndarray:
     return np.pad(part, (0, count - len(part)), mode="edge")
 
 
-def totals_of_each(networks: Sequence[Sequence[Layer]], designs: Designs) -> Totals:
+def totals_of_each(networks: Sequence[Sequence[Layer]], designs: Designs, *, faults: bool = False) -> Totals:
     """Sums over the layers of network ``i`` on design ``i``, all in one batch."""
     layers = [layer for network in networks for layer in network]
     owner = np.repeat(np.arange(len(networks)), [len(network) for network in networks])
-    found = evaluate_pairs(layers, jax.tree.map(lambda values: np.asarray(values)[owner], designs))
+    found = evaluate_pairs(layers, jax.tree.map(lambda values: np.asarray(values)[owner], designs), faults=faults)
     is_matrix = _is_matrix(layers)
 
     def summed(costs: Any, owners: np.ndarray) -> Any:

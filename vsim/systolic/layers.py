@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 
 from hwconfigs.errors import UserError, nearest
-from vsim.systolic.operators import OPERATORS, VectorOperator, coefficients
+from vsim.systolic.operators import OPERATORS, VectorOperator
 
 LARGEST_TILED_EXACTLY = 3
 """Up to this kernel a tile must divide the output map; SimDIT rounds up the tiles of larger ones."""
@@ -40,6 +40,12 @@ class MatrixLayer:
     stride: int
     batch: int
     fused: bool = False
+    groups: int = 1
+    """So many of these layers, one after the other: groups of a convolution, products of a batch. Not in SimDIT."""
+    useful_kernel: float = 1.0
+    """Share of the kernel that is not inserted zeros; the compatibility mode multiplies the zeros too."""
+    useful_input: float = 1.0
+    """Share of the input that is not inserted zeros."""
 
     @property
     def is_gemm(self) -> bool:
@@ -47,7 +53,13 @@ class MatrixLayer:
         return self.operator.startswith("gemm")
 
     def __post_init__(self) -> None:
-        _check_sizes(self, ("out_width", "out_height", "out_channels", "in_channels", "kernel", "stride", "batch"))
+        _check_sizes(
+            self,
+            ("out_width", "out_height", "out_channels", "in_channels", "kernel", "stride", "batch", "groups"),
+        )
+        for share in (self.useful_kernel, self.useful_input):
+            if not 0 < share <= 1:
+                raise UserError(f"layer {self.name!r}: {share} is not a share in 0..1")
 
 
 @dataclass(frozen=True)
@@ -68,9 +80,16 @@ class VectorLayer:
     stride: int = 1
     feeds_matrix: bool = False
     fused: bool = False
+    costs: VectorOperator | None = None
+    """Its own coefficients; by default those of its operator in `vsim.systolic.operators`."""
+
+    @property
+    def coefficients(self) -> VectorOperator:
+        """What the formulas read."""
+        return self.costs or OPERATORS[self.operator]
 
     def __post_init__(self) -> None:
-        if self.operator not in OPERATORS:
+        if self.costs is None and self.operator not in OPERATORS:
             raise UserError(
                 f"layer {self.name!r}: unknown operator {self.operator!r}{nearest(self.operator, OPERATORS)}"
             )
@@ -103,6 +122,9 @@ class MatrixTable:
     batch: jax.Array
     is_gemm: jax.Array
     fused: jax.Array
+    groups: jax.Array
+    useful_kernel: jax.Array
+    useful_input: jax.Array
     kernel_tiles: jax.Array
     width_tiles: jax.Array
     height_tiles: jax.Array
@@ -164,6 +186,9 @@ def _matrix_table(layers: Sequence[MatrixLayer]) -> MatrixTable:
             "batch",
             "is_gemm",
             "fused",
+            "groups",
+            "useful_kernel",
+            "useful_input",
         ),
         kernel_tiles=_candidates([_rounded_up(layer.kernel) for layer in layers]),
         width_tiles=_candidates([[width for width, _ in tiles] for tiles in maps]),
@@ -174,9 +199,7 @@ def _matrix_table(layers: Sequence[MatrixLayer]) -> MatrixTable:
 
 def _vector_table(layers: Sequence[VectorLayer]) -> VectorTable:
     maps = [_map_tiles(layer.width, layer.height, exact=True) for layer in layers]
-    of_operators: Any = np.reshape(
-        [coefficients(layer.operator) for layer in layers], (-1, len(VectorOperator.COLUMNS))
-    )
+    of_operators: Any = np.reshape([astuple(layer.coefficients) for layer in layers], (-1, len(VectorOperator.COLUMNS)))
     return VectorTable(
         *_columns(layers, "width", "height", "channels", "batch", "kernel", "stride", "feeds_matrix", "fused"),
         width_tiles=_candidates([[width for width, _ in tiles] for tiles in maps]),

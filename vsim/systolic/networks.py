@@ -221,10 +221,16 @@ def _gradients(shape: _Conv, batch: int) -> list[Entry]:
         parameters,
         parameters,
         "tensor_transpose4d",
-        _square_conv(shape.in_channels, shape.out_channels, shape.kernel, inputs, batch),
+        replace(
+            _square_conv(shape.in_channels, shape.out_channels, shape.kernel, inputs, batch),
+            useful_input=1 / shape.stride**2,
+        ),
         "tensor_transpose4d",
         "tensor_transpose4d",
-        _square_conv(shape.out_channels, batch, dilated, weights_size, shape.in_channels),
+        replace(
+            _square_conv(shape.out_channels, batch, dilated, weights_size, shape.in_channels),
+            useful_kernel=(shape.size / dilated) ** 2,
+        ),
         "tensor_transpose4d",
         VectorLayer("sgd4d", "sgd4d", shape.kernel, shape.kernel, _padded(shape.in_channels), shape.out_channels),
     ]

@@ -7,10 +7,8 @@ An instruction after one whose result it reads costs two bubbles; the cycle coun
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import ClassVar
-
-import numpy as np
 
 
 @dataclass(frozen=True)
@@ -152,8 +150,3 @@ FREE_OPERATORS = frozenset(
     }
 )
 """Operators that cost nothing in SimDIT: views, and the parts of batch normalisation that one entry stands for."""
-
-
-def coefficients(operator: str) -> np.ndarray:
-    """The row of the table for ``operator``, float64 of shape ``(len(VectorOperator.COLUMNS),)``."""
-    return np.array(astuple(OPERATORS[operator]), np.float64)

@@ -152,7 +152,7 @@ def replay_layers(runs: list[dict[str, Any]], path: Path) -> Report:
             layers.append(layer(recorded, name))
             designs.append(design)
             records.append(recorded)
-    found = evaluate_pairs(layers, stack(designs))
+    found = evaluate_pairs(layers, stack(designs), faults=True)
     kinds = (
         (MATRIX_VALUES, found.matrix_tile._asdict() | found.matrix._asdict()),
         (VECTOR_VALUES, found.vector._asdict()),
@@ -180,7 +180,7 @@ def replay_networks(runs: list[dict[str, Any]], path: Path) -> Report:
         names.append(f"{net} {phase} design {design} batch {batch}{' fused' if fusion else ''}")
         networks.append(network(net, phase, batch=batch, fusion=fusion))
         designs.append(load_systolic(preset))
-    computed = network_totals(totals_of_each(networks, stack(designs)), designs)
+    computed = network_totals(totals_of_each(networks, stack(designs), faults=True), designs)
     for index, (name, run) in enumerate(zip(names, runs, strict=True)):
         keys = [key for key in computed if key in run]
         report.add(name, keys, [float(run[key]) for key in keys], [float(computed[key][index]) for key in keys])
