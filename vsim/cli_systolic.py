@@ -74,6 +74,15 @@ def run(
     skip_unknown: Annotated[
         bool, typer.Option("--skip-unknown", help="Leave out operators that are not modelled, with a warning.")
     ] = False,
+    energy: Annotated[
+        str | None, typer.Option("--energy", metavar="TABLE", help="Unit energies: horowitz-45nm, or a YAML file.")
+    ] = None,
+    node_nm: Annotated[
+        float | None, typer.Option("--node-nm", help="With --energy: scale the table to this node.")
+    ] = None,
+    supply_v: Annotated[
+        float | None, typer.Option("--supply-v", help="With --energy: and to this supply voltage.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Cycles and traffic of every layer of a model on one design, in closed form."""
@@ -87,7 +96,8 @@ def run(
     )
     sizes = {key: _size(key, text) for key, text in (_split(item, "--dim") for item in dims or ())}
     bridged = layers_of(model, batch=batch, dims=sizes, skip_unknown=skip_unknown, faults=faults)
-    content = run(model, bridged, design, faults=faults)
+    technology = _technology(energy, node_nm, supply_v)
+    content = run(model, bridged, design, faults=faults, technology=technology)
     if as_json:
         print(json.dumps(content, indent=1))
         return
@@ -102,6 +112,16 @@ def run(
         f"{content['dram_bytes']:,.0f} bytes of DRAM traffic",
         style="bold",
     )
+    if "energy" in content:
+        found = content["energy"]
+        area = sum(found["area_mm2"].values())
+        rows = [{"part": name, "microjoules": value} for name, value in found["microjoules"].items()]
+        cli_tables.print_rows(f"Energy at {found['node_nm']:g} nm ({found['technology']})", rows)
+        console.print(
+            f"{found['total_microjoules']:,.1f} microjoules, {found['average_watts']:,.3f} W on average, energy-delay "
+            f"product {found['joule_seconds']:.4g} J s; arithmetic and memory cells {area:.2f} mm2",
+            style="bold",
+        )
     for warning in content["warnings"]:
         cli_tables.stderr().print(f"vsim: warning: {warning}")
 
@@ -115,6 +135,19 @@ def list_designs() -> None:
         array, buffers, ports = f"{hw.array.rows}x{hw.array.cols}", dict(hw.buffers), dict(hw.ports)
         rows.append({"name": name, "array": array, "activation_bits": hw.precision.activation_bits, **buffers, **ports})
     cli_tables.print_rows("Designs", rows)
+
+
+def _technology(name: str | None, node_nm: float | None, supply_v: float | None) -> Any:
+    if name is None:
+        if node_nm is not None or supply_v is not None:
+            raise UserError("--node-nm and --supply-v scale a table of unit energies: give it with --energy")
+        return None
+    from hwconfigs.energy_schema import load_technology
+
+    table = load_technology(name)
+    if node_nm is None and supply_v is None:
+        return table
+    return table.at(node_nm=node_nm or table.node_nm, supply_v=supply_v or table.supply_v)
 
 
 def _split(text: str, option: str) -> tuple[str, str]:

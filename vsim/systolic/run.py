@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from hwconfigs.energy_schema import Technology
 from hwconfigs.errors import UserError
 from hwconfigs.systolic_schema import SystolicHw
 from lowering.models import load_model
 from lowering.onnx_reader import read_graph
+from vsim.energy import Activity, area_mm2, energy
 from vsim.systolic.bridge import Bridged, bridge
 from vsim.systolic.designs import stack
+from vsim.systolic.energy import layer_activity
 from vsim.systolic.evaluate import evaluate
 from vsim.systolic.layers import Layer, MatrixLayer, split
 from vsim.systolic.networks import network
@@ -41,8 +44,10 @@ def layers_of(
     return bridge(read_graph(load_model(model), batch, dims), skip_unknown=skip_unknown)
 
 
-def run(model: str, bridged: Bridged, hw: SystolicHw, *, faults: bool = False) -> dict[str, Any]:
-    """Plain data: every layer, sums for each operator, and totals.
+def run(
+    model: str, bridged: Bridged, hw: SystolicHw, *, faults: bool = False, technology: Technology | None = None
+) -> dict[str, Any]:
+    """Plain data: every layer, sums for each operator, and totals; with a ``technology`` also the energy.
 
     With ``faults`` layers run one after the other, as in SimDIT. Raises `UserError` for a layer that does not fit.
     """
@@ -74,6 +79,9 @@ def run(model: str, bridged: Bridged, hw: SystolicHw, *, faults: bool = False) -
         total = float(chain_cycles(layers, found, times, designs).sum())
     vector = sum(row["cycles"] for row in rows if row["unit"] == "vector")
     serial = sum(row["cycles"] for row in rows)
+    spent: dict[str, Any] = {}
+    if technology is not None:
+        spent = {"energy": _energy(rows, layer_activity(layers, found, times, hw), technology, hw, total)}
     return {
         "model": model,
         "hw": hw.name,
@@ -87,6 +95,39 @@ def run(model: str, bridged: Bridged, hw: SystolicHw, *, faults: bool = False) -
         "dram_bytes": sum(row["dram_bytes"] for row in rows),
         "milliseconds": total / hw.clock_mhz / 1000,
         "warnings": bridged.warnings,
+        **spent,
+    }
+
+
+def _energy(
+    rows: list[dict[str, Any]], activity: Activity, technology: Technology, hw: SystolicHw, cycles: float
+) -> dict[str, Any]:
+    """Energy of the whole run; every row gets its own. Leakage of a layer counts its cycles, of the run the run's."""
+    found = energy(activity, technology, hw.clock_mhz)
+    for row, joules in zip(rows, found.joules, strict=True):
+        row["microjoules"] = float(joules * 1e6)
+    parts = {name: float(values.sum()) * 1e-6 for name, values in found.picojoules.items()}
+    seconds = cycles / (hw.clock_mhz * 1e6)
+    parts["leakage"] = seconds * technology.leakage_mw.value * 1e3
+    total = sum(parts.values())
+    precision = hw.precision
+    area = area_mm2(
+        technology,
+        macs=hw.array.rows * hw.array.cols,
+        operand_bits=max(precision.activation_bits, precision.weight_bits),
+        sum_bits=precision.accumulator_bits,
+        lanes=hw.array.cols,
+        vector_bits=precision.accumulator_bits,
+        memory_kib=sum(dict(hw.buffers).values()),
+    )
+    return {
+        "technology": technology.name,
+        "node_nm": technology.node_nm,
+        "microjoules": parts,
+        "total_microjoules": total,
+        "average_watts": total * 1e-6 / seconds,
+        "joule_seconds": total * 1e-6 * seconds,
+        "area_mm2": area,
     }
 
 
