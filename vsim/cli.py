@@ -1,4 +1,4 @@
-"""The command line: ``vsim run``, ``sweep``, ``figures``, ``hw`` and ``dram``.
+"""The command line: ``vsim run``, ``sweep``, ``figures``, ``hw``, ``dram`` and ``systolic``.
 
 Exit codes: 0 all well; 1 something ran and did not end well (a status other than ok, a replay that differs); 2 bad
 input, told in one line; 130 interrupted. Heavy libraries are imported by the command that needs them.
@@ -20,7 +20,7 @@ import yaml
 from hwconfigs.errors import UserError
 from hwconfigs.load import load_hw, preset_names
 from hwconfigs.schema import HwConfig
-from vsim import cli_tables
+from vsim import cli_systolic, cli_tables
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -37,6 +37,7 @@ hw_app = typer.Typer(help="Hardware presets and descriptions.")
 dram_app = typer.Typer(help="The DRAM controller on its own.")
 app.add_typer(hw_app, name="hw")
 app.add_typer(dram_app, name="dram")
+app.add_typer(cli_systolic.app, name="systolic")
 
 
 class Compat(StrEnum):

@@ -156,6 +156,11 @@ def print_replay(reports: Sequence[Mapping[str, Any]]) -> None:
         stdout().print(f"{equal} of {len(checked)} traces equal the recording")
 
 
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Print one table of any rows."""
+    stdout().print(_table(title, rows, columns))
+
+
 def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Table:
     """Return a table of the rows; numbers are set to the right. Columns: those given, else all scalar ones."""
     names = columns or list(

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from tests.benchmarks import lowering, scaling
+from tests.benchmarks import lowering, scaling, systolic
 from tests.benchmarks.cases import CASES, Case
 from tests.benchmarks.measure import Figures, measure
 from vsim import devices
@@ -67,6 +67,8 @@ def main() -> None:
     if not options.case:
         report["lowering"] = lowering.measure()
         print(lowering.line(report["lowering"]))
+        report["systolic"] = systolic.measure()
+        print(systolic.line(report["systolic"]))
     if not options.quick and not options.case:
         report["scaling"] = scaling.measure_all()
         scaling.draw(report["scaling"], Path("results/bench-scaling.png"))

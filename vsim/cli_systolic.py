@@ -1,0 +1,170 @@
+"""``vsim systolic``: the closed-form systolic model on the command line."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from hwconfigs.errors import UserError
+from hwconfigs.systolic_schema import load_systolic, systolic_preset_names
+from vsim import cli_tables
+
+EXIT_DIFFERS = 1
+
+app = typer.Typer(help="The closed-form systolic model: whole networks on whole spaces of designs.")
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+class Original(StrEnum):
+    """Closed-form models that vsim reproduces, faults included."""
+
+    SIMDIT = "simdit"
+    SCALESIM = "scalesim"
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Recorded runs: .json, .jsonl or .jsonl.gz.")],
+    compat: Annotated[Original, typer.Option("--compat", help="The program that was recorded.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate every recorded layer, network or case in one batch and compare; exit code 1 if any differs."""
+    from vsim.systolic.replay import replay_file
+
+    report = replay_file(file, compat.value)
+    if as_json:
+        print(json.dumps(report.to_json(), indent=1))
+    else:
+        if report.different:
+            cli_tables.print_rows("First differences", report.to_json()["different"])
+        console = cli_tables.stdout()
+        for note in report.notes:
+            console.print(note)
+        console.print(
+            f"{report.equal:,} of {report.items:,} {report.kind} equal {report.compat}'s ({report.values:,} values); "
+            f"worst relative difference {report.worst_relative:.3g}",
+            style="bold",
+        )
+    if not report.all_equal:
+        raise typer.Exit(EXIT_DIFFERS)
+
+
+@app.command()
+def run(
+    model: Annotated[
+        str, typer.Argument(help="ONNX file, onnx:light_resnet50, or simdit:ResNet50[-training], SimDIT's own network.")
+    ],
+    hw: Annotated[str, typer.Option("--hw", help="Design of hwconfigs/systolic, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. array.rows=32. Repeatable."),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 1,
+    dims: Annotated[
+        list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="Size of a dynamic dimension. Repeatable.")
+    ] = None,
+    compat: Annotated[
+        Original | None, typer.Option("--compat", help="simdit: with SimDIT's faults, for its own networks.")
+    ] = None,
+    skip_unknown: Annotated[
+        bool, typer.Option("--skip-unknown", help="Leave out operators that are not modelled, with a warning.")
+    ] = False,
+    energy: Annotated[
+        str | None, typer.Option("--energy", metavar="TABLE", help="Unit energies: horowitz-45nm, or a YAML file.")
+    ] = None,
+    node_nm: Annotated[
+        float | None, typer.Option("--node-nm", help="With --energy: scale the table to this node.")
+    ] = None,
+    supply_v: Annotated[
+        float | None, typer.Option("--supply-v", help="With --energy: and to this supply voltage.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cycles and traffic of every layer of a model on one design, in closed form."""
+    if compat is Original.SCALESIM:
+        raise UserError("--compat scalesim replays recorded layers: vsim systolic replay FILE --compat scalesim")
+    faults = compat is not None
+    from vsim.systolic.run import layers_of, run
+
+    design = load_systolic(hw).with_overrides(
+        {key: _value(key, text) for key, text in (_split(item, "--set") for item in overrides or ())}
+    )
+    sizes = {key: _size(key, text) for key, text in (_split(item, "--dim") for item in dims or ())}
+    bridged = layers_of(model, batch=batch, dims=sizes, skip_unknown=skip_unknown, faults=faults)
+    technology = _technology(energy, node_nm, supply_v)
+    content = run(model, bridged, design, faults=faults, technology=technology)
+    if as_json:
+        print(json.dumps(content, indent=1))
+        return
+    cli_tables.print_rows("Layers", content["layers"])
+    cli_tables.print_rows("Operators", content["operators"])
+    how = "one after the other" if faults else "array and vector unit overlapping within a chain of fused layers"
+    console = cli_tables.stdout()
+    console.print(
+        f"{model} on {design.name}: {content['cycles']:,.2f} cycles ({content['milliseconds']:,.3f} ms) with "
+        f"{content['chains']:,} chains, {how}; {content['serial_cycles']:,.2f} one after the other, of which "
+        f"{content['vector_share']:.2%} on the vector unit; array {content['macs_of_peak']:.1%} of its peak; "
+        f"{content['dram_bytes']:,.0f} bytes of DRAM traffic",
+        style="bold",
+    )
+    if "energy" in content:
+        found = content["energy"]
+        area = sum(found["area_mm2"].values())
+        rows = [{"part": name, "microjoules": value} for name, value in found["microjoules"].items()]
+        cli_tables.print_rows(f"Energy at {found['node_nm']:g} nm ({found['technology']})", rows)
+        console.print(
+            f"{found['total_microjoules']:,.1f} microjoules, {found['average_watts']:,.3f} W on average, energy-delay "
+            f"product {found['joule_seconds']:.4g} J s; arithmetic and memory cells {area:.2f} mm2",
+            style="bold",
+        )
+    for warning in content["warnings"]:
+        cli_tables.stderr().print(f"vsim: warning: {warning}")
+
+
+@app.command("list")
+def list_designs() -> None:
+    """List the designs of hwconfigs/systolic."""
+    rows = []
+    for name in systolic_preset_names():
+        hw = load_systolic(name)
+        array, buffers, ports = f"{hw.array.rows}x{hw.array.cols}", dict(hw.buffers), dict(hw.ports)
+        rows.append({"name": name, "array": array, "activation_bits": hw.precision.activation_bits, **buffers, **ports})
+    cli_tables.print_rows("Designs", rows)
+
+
+def _technology(name: str | None, node_nm: float | None, supply_v: float | None) -> Any:
+    if name is None:
+        if node_nm is not None or supply_v is not None:
+            raise UserError("--node-nm and --supply-v scale a table of unit energies: give it with --energy")
+        return None
+    from hwconfigs.energy_schema import load_technology
+
+    table = load_technology(name)
+    if node_nm is None and supply_v is None:
+        return table
+    return table.at(node_nm=node_nm or table.node_nm, supply_v=supply_v or table.supply_v)
+
+
+def _split(text: str, option: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"{option} {text!r}: expected NAME=VALUE")
+    return key.strip(), value
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {key}: {text!r} is not a value") from error
+
+
+def _size(key: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise UserError(f"--dim {key}: {text!r} is not a whole number above 0")
+    return int(text)

@@ -1,0 +1,164 @@
+"""Evaluating layers on designs: one compiled function for all of them, exact in 64 bits.
+
+JAX is asked for 64 bits around every call here and nowhere else: the other machine models stay in 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from vsim.systolic.corrected import corrected_matrix_cost, corrected_vector_cost, halved
+from vsim.systolic.designs import Designs
+from vsim.systolic.layers import Layer, LayerTable, MatrixLayer, MatrixTable, VectorTable, table
+from vsim.systolic.matrix_cost import MatrixCost, matrix_cost
+from vsim.systolic.tiling import MatrixTile, VectorTile, matrix_tile, vector_tile
+from vsim.systolic.vector_cost import VectorCost, vector_cost
+
+
+class Evaluation(NamedTuple):
+    """Tiles and costs; every field a float64 array of shape ``(layers, designs)``, or ``(pairs,)`` of `evaluate_pairs`.
+
+    The layers of each part are in the order of the list they come from.
+    """
+
+    matrix_tile: MatrixTile
+    matrix: MatrixCost
+    vector_tile: VectorTile
+    vector: VectorCost
+
+
+def _matrix(layer: MatrixTable, design: Designs, faults: bool) -> tuple[MatrixTile, MatrixCost]:
+    tile = matrix_tile(layer, design)
+    return tile, (matrix_cost if faults else corrected_matrix_cost)(layer, design, tile)
+
+
+def _vector(layer: VectorTable, design: Designs, faults: bool) -> tuple[VectorTile, VectorCost]:
+    tile = vector_tile(layer, design if faults else halved(design))
+    return tile, (vector_cost if faults else corrected_vector_cost)(layer, design, tile)
+
+
+def _grid(layers: LayerTable, designs: Designs, faults: bool) -> Evaluation:
+    """Every layer on every design: the designs are the last axis, along which the arithmetic vectorises."""
+    over_designs, over_layers = (None, 0, None), (0, None, None)
+    matrix = jax.vmap(jax.vmap(_matrix, over_designs), over_layers)(layers.matrix, designs, faults)
+    vector = jax.vmap(jax.vmap(_vector, over_designs), over_layers)(layers.vector, designs, faults)
+    return Evaluation(*matrix, *vector)
+
+
+@partial(jax.jit, static_argnums=3)
+def _pairs(layers: LayerTable, of_matrix: Designs, of_vector: Designs, faults: bool) -> Evaluation:
+    pairs = (0, 0, None)
+    matrix = jax.vmap(_matrix, pairs)(layers.matrix, of_matrix, faults)
+    return Evaluation(*matrix, *jax.vmap(_vector, pairs)(layers.vector, of_vector, faults))
+
+
+_compiled_grid = jax.jit(_grid, static_argnums=2)
+
+T = TypeVar("T")
+
+
+def on_host(tree: T) -> T:
+    """The same structure of NumPy arrays."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def evaluate(layers: Sequence[Layer], designs: Designs, *, faults: bool = False) -> Evaluation:
+    """Every layer on every design; with ``faults`` as SimDIT has them."""
+    with jax.enable_x64(True):
+        return on_host(_compiled_grid(table(layers), designs, faults))
+
+
+def evaluate_pairs(layers: Sequence[Layer], designs: Designs, *, faults: bool = False) -> Evaluation:
+    """Layer ``i`` on design ``i``: as many designs as layers."""
+    is_matrix = _is_matrix(layers)
+
+    def chosen(mask: np.ndarray) -> Any:
+        return jax.tree.map(lambda values: np.asarray(values)[mask], designs)
+
+    with jax.enable_x64(True):
+        return on_host(_pairs(table(layers), chosen(is_matrix), chosen(~is_matrix), faults))
+
+
+DESIGNS_TOGETHER = 128
+"""Designs in one call of the compiled function; smaller sets compile a smaller one."""
+
+
+class Totals(NamedTuple):
+    """Sums over the layers of a network; float64 arrays of shape ``(designs,)``."""
+
+    matrix: MatrixCost
+    vector: VectorCost
+
+    @property
+    def cycles(self) -> Any:
+        """Array and vector unit one after the other, as SimDIT has it."""
+        matrix, vector = self.matrix, self.vector
+        return matrix.compute_cycles + matrix.stall_cycles + vector.compute_cycles + vector.stall_cycles
+
+    @property
+    def vector_share(self) -> Any:
+        """Part of the cycles that is not convolution or matrix product."""
+        return (self.vector.compute_cycles + self.vector.stall_cycles) / self.cycles
+
+    @property
+    def fits(self) -> Any:
+        """Whether the design can run every layer."""
+        return self.matrix.fits & self.vector.fits
+
+
+def _sum(costs: Any) -> Any:
+    sums = {name: value.sum(axis=0) for name, value in costs._asdict().items() if name != "fits"}
+    return type(costs)(**sums, fits=costs.fits.all(axis=0))
+
+
+@partial(jax.jit, static_argnums=2)
+def _totals(layers: LayerTable, designs: Designs, faults: bool) -> Totals:
+    grid = _grid(layers, designs, faults)
+    return Totals(_sum(grid.matrix), _sum(grid.vector))
+
+
+def totals(layers: Sequence[Layer], designs: Designs, *, faults: bool = False) -> Totals:
+    """Sums over ``layers`` for every design, so many designs at a time that what lies between stays in the caches."""
+    count = designs.count
+    together = min(count, DESIGNS_TOGETHER)
+    with jax.enable_x64(True):
+        layer_table = jax.device_put(table(layers))
+        parts = [
+            _totals(layer_table, jax.tree.map(partial(_slice, start=start, count=together), designs), faults)
+            for start in range(0, count, together)
+        ]
+        return jax.tree.map(lambda *values: np.concatenate(values)[:count], *parts)
+
+
+def _slice(values: Any, *, start: int, count: int) -> np.ndarray:
+    """``count`` entries from ``start``, the last one repeated where there are fewer: another shape would compile."""
+    part = np.asarray(values)[start : start + count]
+    return np.pad(part, (0, count - len(part)), mode="edge")
+
+
+def totals_of_each(networks: Sequence[Sequence[Layer]], designs: Designs, *, faults: bool = False) -> Totals:
+    """Sums over the layers of network ``i`` on design ``i``, all in one batch."""
+    layers = [layer for network in networks for layer in network]
+    owner = np.repeat(np.arange(len(networks)), [len(network) for network in networks])
+    found = evaluate_pairs(layers, jax.tree.map(lambda values: np.asarray(values)[owner], designs), faults=faults)
+    is_matrix = _is_matrix(layers)
+
+    def summed(costs: Any, owners: np.ndarray) -> Any:
+        sums = {
+            name: np.bincount(owners, values, len(networks))
+            for name, values in costs._asdict().items()
+            if name != "fits"
+        }
+        misfits = np.bincount(owners, ~costs.fits, len(networks))
+        return type(costs)(**sums, fits=misfits == 0)
+
+    return Totals(summed(found.matrix, owner[is_matrix]), summed(found.vector, owner[~is_matrix]))
+
+
+def _is_matrix(layers: Sequence[Layer]) -> np.ndarray:
+    return np.array([isinstance(layer, MatrixLayer) for layer in layers], bool)

@@ -1,0 +1,159 @@
+"""One model on one design: what `vsim systolic run` reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hwconfigs.energy_schema import Technology
+from hwconfigs.errors import UserError
+from hwconfigs.systolic_schema import SystolicHw
+from lowering.models import load_model
+from lowering.onnx_reader import read_graph
+from vsim.energy import Activity, area_mm2, energy
+from vsim.systolic.bridge import Bridged, bridge
+from vsim.systolic.designs import stack
+from vsim.systolic.energy import layer_activity
+from vsim.systolic.evaluate import evaluate
+from vsim.systolic.layers import Layer, MatrixLayer, split
+from vsim.systolic.networks import network
+from vsim.systolic.schedule import chain_cycles, chain_starts, layer_times
+
+PUBLISHED = "simdit:"
+"""Prefix of the networks of SimDIT's runs: ``simdit:ResNet50``, ``simdit:ResNet50-training``."""
+
+
+def layers_of(
+    model: str,
+    *,
+    batch: int = 1,
+    dims: Mapping[str, int] | None = None,
+    skip_unknown: bool = False,
+    faults: bool = False,
+) -> Bridged:
+    """Layers of an ONNX model or of a published network. Raises `UserError`."""
+    if model.startswith(PUBLISHED):
+        name, _, phase = model.removeprefix(PUBLISHED).partition("-")
+        return Bridged(network(name, phase.capitalize() or "Inference", batch=batch, fusion=not faults))
+    if faults:
+        raise UserError(
+            f"--compat simdit knows the networks of SimDIT's runs, such as {PUBLISHED}ResNet50, not {model}"
+        )
+    return bridge(read_graph(load_model(model), batch, dims), skip_unknown=skip_unknown)
+
+
+def run(
+    model: str, bridged: Bridged, hw: SystolicHw, *, faults: bool = False, technology: Technology | None = None
+) -> dict[str, Any]:
+    """Plain data: every layer, sums for each operator, and totals; with a ``technology`` also the energy.
+
+    With ``faults`` layers run one after the other, as in SimDIT. Raises `UserError` for a layer that does not fit.
+    """
+    layers, designs = bridged.layers, stack([hw])
+    if not layers:
+        raise UserError(f"{model}: has no layer that the closed-form model knows")
+    found = evaluate(layers, designs, faults=faults)
+    _check_fits(layers, found, hw)
+    times = layer_times(layers, found)
+    macs = np.zeros(len(layers))
+    macs[split(layers)[0]] = found.matrix.macs[:, 0]
+    rows = [
+        {
+            "name": layer.name,
+            "op": layer.operator,
+            "unit": "array" if isinstance(layer, MatrixLayer) else "vector",
+            "fused": layer.fused,
+            "compute_cycles": float(times.compute_cycles[index, 0]),
+            "stall_cycles": float(times.stall_cycles[index, 0]),
+            "cycles": float(times.cycles[index, 0]),
+            "macs": float(macs[index]),
+            "dram_bytes": float(times.dram_bits[index, 0] / 8),
+        }
+        for index, layer in enumerate(layers)
+    ]
+    if faults:
+        total = float(times.cycles.sum())
+    else:
+        total = float(chain_cycles(layers, found, times, designs).sum())
+    vector = sum(row["cycles"] for row in rows if row["unit"] == "vector")
+    serial = sum(row["cycles"] for row in rows)
+    spent: dict[str, Any] = {}
+    if technology is not None:
+        spent = {"energy": _energy(rows, layer_activity(layers, found, times, hw), technology, hw, total)}
+    return {
+        "model": model,
+        "hw": hw.name,
+        "layers": rows,
+        "operators": _by_operator(rows),
+        "cycles": total,
+        "serial_cycles": serial,
+        "chains": len(layers) if faults else len(chain_starts(layers)),
+        "vector_share": vector / serial,
+        "macs_of_peak": float(macs.sum()) / (total * hw.array.rows * hw.array.cols),
+        "dram_bytes": sum(row["dram_bytes"] for row in rows),
+        "milliseconds": total / hw.clock_mhz / 1000,
+        "warnings": bridged.warnings,
+        **spent,
+    }
+
+
+def _energy(
+    rows: list[dict[str, Any]], activity: Activity, technology: Technology, hw: SystolicHw, cycles: float
+) -> dict[str, Any]:
+    """Energy of the whole run; every row gets its own. Leakage of a layer counts its cycles, of the run the run's."""
+    found = energy(activity, technology, hw.clock_mhz)
+    for row, joules in zip(rows, found.joules, strict=True):
+        row["microjoules"] = float(joules * 1e6)
+    parts = {name: float(values.sum()) * 1e-6 for name, values in found.picojoules.items()}
+    seconds = cycles / (hw.clock_mhz * 1e6)
+    parts["leakage"] = seconds * technology.leakage_mw.value * 1e3
+    total = sum(parts.values())
+    precision = hw.precision
+    area = area_mm2(
+        technology,
+        macs=hw.array.rows * hw.array.cols,
+        operand_bits=max(precision.activation_bits, precision.weight_bits),
+        sum_bits=precision.accumulator_bits,
+        lanes=hw.array.cols,
+        vector_bits=precision.accumulator_bits,
+        memory_kib=sum(dict(hw.buffers).values()),
+    )
+    return {
+        "technology": technology.name,
+        "node_nm": technology.node_nm,
+        "microjoules": parts,
+        "total_microjoules": total,
+        "average_watts": total * 1e-6 / seconds,
+        "joule_seconds": total * 1e-6 * seconds,
+        "area_mm2": area,
+    }
+
+
+def _by_operator(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    sums: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        entry = sums.setdefault(
+            row["op"],
+            {"op": row["op"], "layers": 0, "cycles": 0.0, "stall_cycles": 0.0, "macs": 0.0, "dram_bytes": 0.0},
+        )
+        entry["layers"] += 1
+        for key in ("cycles", "stall_cycles", "macs", "dram_bytes"):
+            entry[key] += row[key]
+    total = sum(entry["cycles"] for entry in sums.values())
+    for entry in sums.values():
+        entry["of_cycles"] = entry["cycles"] / total
+    return sorted(sums.values(), key=lambda entry: -entry["cycles"])
+
+
+def _check_fits(layers: list[Layer], found: Any, hw: SystolicHw) -> None:
+    for positions, fits in zip(split(layers), (found.matrix.fits, found.vector.fits), strict=True):
+        for position, fit in zip(positions, fits[:, 0], strict=True):
+            if not fit:
+                layer = layers[position]
+                kind = "weight, ifmap, ofmap or bias" if isinstance(layer, MatrixLayer) else "vector"
+                raise UserError(
+                    f"layer {layer.name} ({layer.operator}): its smallest tile does not fit in the {kind} memory of "
+                    f"{hw.name}; enlarge buffers"
+                )
