@@ -198,6 +198,16 @@ def test_recomputation_saves_less_and_computes_more() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_a_network_may_have_a_tensor_named_loss() -> None:
+    proto = mlp(4, 6, 5, 3).graph
+    for node in proto.node:
+        node.output[:] = ["loss" if name == "H" else name for name in node.output]
+        node.input[:] = ["loss" if name == "H" else name for name in node.input]
+    training = derive(read_graph(loaded(proto, 13)))
+    written = [tensor.name for operator in training.operators for tensor in operator.node.outputs]
+    assert len(set(written)) == len(written)
+
+
 def test_bad_requests() -> None:
     graph = read_graph(loaded(mlp(4, 6, 5, 3).graph, 13))
     with pytest.raises(UserError, match=r"--optimizer 'adamw' is unknown; did you mean 'adam'\?"):
