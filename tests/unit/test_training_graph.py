@@ -90,6 +90,8 @@ def check_macs(training: TrainingGraph) -> None:
 
     There is no gradient of the first convolution's input; a transformer's first product reads a trained embedding.
     """
+    written = [t.name for operator in training.operators for t in operator.node.outputs if t.name]
+    assert len(set(written)) == len(written)
     attention = {operator.name for operator in training.operators if operator.kind == "Attention"}
     own = [operator for operator in training.operators if operator.forward not in attention]
     macs = {role: sum(operator.macs for operator in own if operator.role is role) for role in Role}
