@@ -20,19 +20,22 @@ def loss_nodes(loss: str, output: Tensor) -> tuple[tuple[Tensor, ...], tuple[tup
     if loss == "given":
         return (gradient,), (), gradient
     if loss == "mse":
-        target = Tensor("target", output.shape)
+        target = Tensor("training.target", output.shape)
         nodes = (
-            (Node("loss", "MeanSquareLoss", (output, target), (Tensor("loss", (1,)),)), Role.LOSS),
+            (Node("loss", "MeanSquareLoss", (output, target), (Tensor("training.loss", (1,)),)), Role.LOSS),
             (Node("loss gradient", "MeanSquareGrad", (output, target), (gradient,)), Role.GRAD_INPUT),
         )
         return (target,), nodes, gradient
     axis = class_axis(output)
     rows = output.shape[:axis] + output.shape[axis + 1 :]
-    labels = Tensor("labels", rows, integer=True)
-    sums = Tensor("logarithms of sums", rows)
+    labels = Tensor("training.labels", rows, integer=True)
+    sums = Tensor("training.logarithms of sums", rows)
     attributes = {"axis": axis}
     nodes = (
-        (Node("loss", "CrossEntropyLoss", (output, labels), (Tensor("loss", (1,)), sums), attributes), Role.LOSS),
+        (
+            Node("loss", "CrossEntropyLoss", (output, labels), (Tensor("training.loss", (1,)), sums), attributes),
+            Role.LOSS,
+        ),
         (
             Node("loss gradient", "CrossEntropyGrad", (output, labels, sums), (gradient,), attributes),
             Role.GRAD_INPUT,

@@ -269,11 +269,11 @@ def test_cross_entropy_from_the_logits_of_a_final_softmax() -> None:
 
     def loss(weights: jax.Array) -> jax.Array:
         logits = jnp.log(jax.nn.softmax(values["X"] @ weights))
-        return -jnp.take_along_axis(logits, values["labels"][:, None], 1).mean()
+        return -jnp.take_along_axis(logits, values["training.labels"][:, None], 1).mean()
 
     found = interpreter.run(training.operators, values)
     value, wanted = jax.value_and_grad(loss)(values["W"])
-    np.testing.assert_allclose(found["loss"], value.reshape(1), rtol=1e-5)
+    np.testing.assert_allclose(found["training.loss"], value.reshape(1), rtol=1e-5)
     np.testing.assert_allclose(found[training.operators[-1].node.input(1).name], wanted, rtol=1e-4, atol=1e-6)
 
 

@@ -90,6 +90,8 @@ def check_macs(training: TrainingGraph) -> None:
 
     There is no gradient of the first convolution's input; a transformer's first product reads a trained embedding.
     """
+    written = [t.name for operator in training.operators for t in operator.node.outputs if t.name]
+    assert len(set(written)) == len(written)
     attention = {operator.name for operator in training.operators if operator.kind == "Attention"}
     own = [operator for operator in training.operators if operator.forward not in attention]
     macs = {role: sum(operator.macs for operator in own if operator.role is role) for role in Role}
@@ -196,6 +198,16 @@ def test_recomputation_saves_less_and_computes_more() -> None:
     assert 0.5 * forward < kept["segments"].macs(Role.RECOMPUTE) <= forward
     names = [operator.name for operator in kept["segments"].operators]
     assert len(set(names)) == len(names)
+
+
+def test_a_network_may_have_a_tensor_named_loss() -> None:
+    proto = mlp(4, 6, 5, 3).graph
+    for node in proto.node:
+        node.output[:] = ["loss" if name == "H" else name for name in node.output]
+        node.input[:] = ["loss" if name == "H" else name for name in node.input]
+    training = derive(read_graph(loaded(proto, 13)))
+    written = [tensor.name for operator in training.operators for tensor in operator.node.outputs]
+    assert len(set(written)) == len(written)
 
 
 def test_bad_requests() -> None:
