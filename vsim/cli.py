@@ -38,6 +38,7 @@ dram_app = typer.Typer(help="The DRAM controller on its own.")
 app.add_typer(hw_app, name="hw")
 app.add_typer(dram_app, name="dram")
 app.add_typer(cli_systolic.app, name="systolic")
+app.command()(cli_systolic.allocate)
 
 
 class Compat(StrEnum):

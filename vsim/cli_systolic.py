@@ -137,6 +137,32 @@ def list_designs() -> None:
     cli_tables.print_rows("Designs", rows)
 
 
+def allocate(
+    spec: Annotated[
+        Path, typer.Argument(metavar="SPEC.yaml", help="Network, design and budget; see vsim/systolic/resnet50.yaml.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Split a budget of memory and port width: every split of a grid, and a search along the gradient."""
+    from vsim.systolic.allocate import allocate as search
+    from vsim.systolic.allocate import load_allocation
+
+    loaded = load_allocation(spec)
+    with cli_tables.stderr().status("evaluating every split"):
+        found = search(loaded).to_json()
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    cli_tables.print_rows(f"{loaded.network} on {loaded.hw}", found["splits"])
+    equal, worst, gradient = (row["of_best"] for row in found["splits"][1:])
+    cli_tables.stdout().print(
+        f"Of {found['grid_points']:,} splits in steps of 1/{loaded.steps}, {found['grid_runnable']:,} can run the "
+        f"network: the equal one takes {equal:.3f} times the cycles of the best, the worst {worst:.2f} times. The "
+        f"gradient search evaluated {found['gradient_points']:,} splits; its best takes {gradient:.4f} times.",
+        style="bold",
+    )
+
+
 def _technology(name: str | None, node_nm: float | None, supply_v: float | None) -> Any:
     if name is None:
         if node_nm is not None or supply_v is not None:

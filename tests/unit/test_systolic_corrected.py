@@ -16,11 +16,11 @@ from tests.one_node import one_node
 from vsim.cli import main
 from vsim.systolic.bridge import bridge
 from vsim.systolic.designs import stack
-from vsim.systolic.evaluate import Evaluation, evaluate
+from vsim.systolic.evaluate import Evaluation, evaluate, network_cycles
 from vsim.systolic.layers import Layer, MatrixLayer, VectorLayer
 from vsim.systolic.networks import network
 from vsim.systolic.run import layers_of, run
-from vsim.systolic.schedule import layer_times, network_cycles
+from vsim.systolic.schedule import layer_times
 
 BASE = load_systolic("simdit-inference-03")
 """16x16, 8-bit operands, 32-bit sums; ports of 128 bits."""
@@ -118,7 +118,7 @@ def test_vector_unit_moves_and_works_at_once():
 
 def _network(layers: list[Layer]) -> tuple[Evaluation, float]:
     found = evaluate(layers, stack([BASE]))
-    return found, float(network_cycles(layers, found, stack([BASE]))[0])
+    return found, float(network_cycles(layers, stack([BASE]))[0])
 
 
 def test_a_chain_takes_as_long_as_its_busiest_unit():

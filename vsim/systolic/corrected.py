@@ -24,6 +24,7 @@ from vsim.systolic.designs import Designs
 from vsim.systolic.layers import MatrixTable, VectorTable
 from vsim.systolic.matrix_cost import MatrixCost, matrix_cost
 from vsim.systolic.operators import VectorOperator
+from vsim.systolic.rounding import ceil
 from vsim.systolic.tiling import MatrixTile, VectorTile, padded
 from vsim.systolic.vector_cost import PIPELINE_FILL_CYCLES, VectorCost, vector_cost
 
@@ -48,14 +49,14 @@ class _Transfers(NamedTuple):
 def corrected_matrix_cost(layer: MatrixTable, design: Designs, tile: MatrixTile) -> MatrixCost:
     """Cost of one layer on one design with the given tile; ``groups`` of them one after the other."""
     plain = matrix_cost(layer, design, tile)
-    wide, high = jnp.ceil(layer.out_width / tile.width), jnp.ceil(layer.out_height / tile.height)
-    images = jnp.ceil(layer.batch / tile.batch)
+    wide, high = ceil(layer.out_width / tile.width), ceil(layer.out_height / tile.height)
+    images = ceil(layer.batch / tile.batch)
     all_in, all_out = padded(layer.in_channels, design.rows), padded(layer.out_channels, design.cols)
-    kernel_parts = jnp.ceil(layer.kernel / tile.kernel)
+    kernel_parts = ceil(layer.kernel / tile.kernel)
     counts = _Counts(
         maps=wide * high * images,
-        reductions=jnp.ceil(all_in / tile.in_channels) * kernel_parts * kernel_parts,
-        outputs=jnp.ceil(all_out / tile.out_channels),
+        reductions=ceil(all_in / tile.in_channels) * kernel_parts * kernel_parts,
+        outputs=ceil(all_out / tile.out_channels),
     )
     tiles = counts.maps * counts.reductions * counts.outputs
     pixels = layer.out_width * layer.out_height * layer.batch
@@ -63,7 +64,7 @@ def corrected_matrix_cost(layer: MatrixTable, design: Designs, tile: MatrixTile)
     taps = layer.kernel * layer.kernel * useful
     # Where weights come through the rows, kernel positions of few channels share a block of weights.
     together = jnp.where(design.spare_weights > 0, jnp.floor(design.rows / layer.in_channels), 1)
-    deep = jnp.where(together > 1, jnp.ceil(taps / jnp.maximum(1, together)), taps * (all_in / design.rows))
+    deep = jnp.where(together > 1, ceil(taps / jnp.maximum(1, together)), taps * (all_in / design.rows))
     blocks = deep * (all_out / design.cols)
     streamed = pixels * blocks + blocks * counts.maps * _exposed_preload(layer, design, tile)
     fill = design.rows - 1 + design.cols - 1 + jnp.where(design.spare_weights > 0, design.rows, 0)
@@ -89,7 +90,7 @@ def corrected_matrix_cost(layer: MatrixTable, design: Designs, tile: MatrixTile)
     total = _pipeline(layer, design, counts, moved, busy) + fill
     # Groups of a convolution with few channels lie along the diagonal of the array, several in one pass.
     side_by_side = jnp.minimum(jnp.floor(design.rows / layer.in_channels), jnp.floor(design.cols / layer.out_channels))
-    groups = jnp.ceil(layer.groups / jnp.where(layer.is_gemm > 0, 1, jnp.maximum(1, side_by_side)))
+    groups = ceil(layer.groups / jnp.where(layer.is_gemm > 0, 1, jnp.maximum(1, side_by_side)))
     compute = streamed + fill
     return plain._replace(
         compute_cycles=compute * groups,
@@ -111,7 +112,7 @@ def _exposed_preload(layer: MatrixTable, design: Designs, tile: MatrixTile) -> j
     """Cycles of loading a block of weights that the last pass over the block before it does not hide."""
     is_flat = (layer.kernel == 1) & (layer.stride == 1)
     line = jnp.where(is_flat, tile.width * tile.height * tile.batch, jnp.maximum(tile.width, tile.height))
-    last = line - (jnp.ceil(line / design.rows) - 1) * design.rows
+    last = line - (ceil(line / design.rows) - 1) * design.rows
     return jnp.where(design.spare_weights > 0, design.rows - last, 0)
 
 
@@ -165,7 +166,7 @@ def corrected_vector_cost(layer: VectorTable, design: Designs, tile: VectorTile)
     plain = vector_cost(layer, design, tile)
     sides = layer.width / tile.width * (layer.height / tile.height) * (layer.batch / tile.batch)
     channels = padded(layer.channels, design.cols) / tile.channels
-    whole = sides * jnp.ceil(channels)
+    whole = sides * ceil(channels)
     # The pipeline fills for whole tiles only.
     passes = layer.coefficients[VectorOperator.COLUMNS["passes"]]
     compute = plain.compute_cycles + (whole - sides * channels) * passes * (PIPELINE_FILL_CYCLES + design.cols - 1)

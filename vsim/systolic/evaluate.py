@@ -5,17 +5,19 @@ JAX is asked for 64 bits around every call here and nowhere else: the other mach
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vsim.systolic.corrected import corrected_matrix_cost, corrected_vector_cost, halved
 from vsim.systolic.designs import Designs
-from vsim.systolic.layers import Layer, LayerTable, MatrixLayer, MatrixTable, VectorTable, table
+from vsim.systolic.layers import Chains, Layer, LayerTable, MatrixLayer, MatrixTable, VectorTable, chains, table
 from vsim.systolic.matrix_cost import MatrixCost, matrix_cost
+from vsim.systolic.rounding import ceil
 from vsim.systolic.tiling import MatrixTile, VectorTile, matrix_tile, vector_tile
 from vsim.systolic.vector_cost import VectorCost, vector_cost
 
@@ -126,6 +128,7 @@ def totals(layers: Sequence[Layer], designs: Designs, *, faults: bool = False) -
     """Sums over ``layers`` for every design, so many designs at a time that what lies between stays in the caches."""
     count = designs.count
     together = min(count, DESIGNS_TOGETHER)
+    designs = on_host(designs)
     with jax.enable_x64(True):
         layer_table = jax.device_put(table(layers))
         parts = [
@@ -133,6 +136,96 @@ def totals(layers: Sequence[Layer], designs: Designs, *, faults: bool = False) -
             for start in range(0, count, together)
         ]
         return jax.tree.map(lambda *values: np.concatenate(values)[:count], *parts)
+
+
+def network_cycles(layers: Sequence[Layer], designs: Designs, *, faults: bool = False) -> np.ndarray:
+    """Cycles of a whole network on each design, float64 ``(designs,)``; infinite where a layer does not fit.
+
+    With ``faults`` one layer after the other; else chain by chain, as `vsim.systolic.schedule` says.
+    """
+    count = designs.count
+    together = min(count, DESIGNS_TOGETHER)
+    designs = on_host(designs)
+    with jax.enable_x64(True):
+        arguments = jax.device_put((table(layers), chains(layers)))
+        parts = [
+            _cycles(*arguments, jax.tree.map(partial(_slice, start=start, count=together), designs), faults)
+            for start in range(0, count, together)
+        ]
+        return np.concatenate([np.asarray(part) for part in parts])[:count]
+
+
+@partial(jax.jit, static_argnums=3)
+def _cycles(layers: LayerTable, chains: Chains, designs: Designs, faults: bool) -> jax.Array:
+    grid = _grid(layers, designs, faults)
+    fits = grid.matrix.fits.all(axis=0) & grid.vector.fits.all(axis=0)
+    return jnp.where(fits, cycles_of(layers, chains, designs, grid, faults), jnp.inf)
+
+
+def cycles_of(layers: LayerTable, chains: Chains, designs: Designs, grid: Evaluation, faults: bool) -> jax.Array:
+    """Cycles of the network of which ``grid`` holds every layer; differentiable."""
+    array = grid.matrix.compute_cycles + grid.matrix.stall_cycles
+    unit = grid.vector.compute_cycles + grid.vector.stall_cycles
+    if faults:
+        return array.sum(axis=0) + unit.sum(axis=0)
+    count = layers.matrix.batch.shape[0] + layers.vector.batch.shape[0]
+
+    def of_chain(of_matrix: jax.Array | float, of_vector: jax.Array | float) -> jax.Array:
+        sums = jnp.zeros((count, designs.count)).at[chains.matrix].add(of_matrix)
+        return sums.at[chains.vector].add(of_vector)
+
+    matrix, vector = of_chain(array, 0.0), of_chain(0.0, unit)
+    memory = of_chain(_matrix_bits(grid.matrix), grid.vector.dram_in_bits + grid.vector.dram_out_bits)
+    tiles = of_chain(_output_tiles(layers.matrix, grid.matrix_tile), 0.0)
+    last = jnp.where(tiles > 0, vector / jnp.maximum(tiles, 1), 0)
+    overlapped = jnp.maximum(jnp.maximum(matrix, vector), memory / designs.dram_bits) + last
+    return jnp.minimum(overlapped, matrix + vector).sum(axis=0)
+
+
+def cost_on_tiles(
+    layers: LayerTable,
+    chains: Chains,
+    designs: Designs,
+    of_matrix: Callable[[MatrixTable, Designs], MatrixTile],
+    of_vector: Callable[[VectorTable, Designs], VectorTile],
+    faults: bool,
+) -> jax.Array:
+    """Cycles of the network ``(designs,)`` with tiles chosen by other functions than the generator's."""
+
+    def matrix(layer: MatrixTable, design: Designs) -> tuple[MatrixTile, MatrixCost]:
+        tile = of_matrix(layer, design)
+        return tile, (matrix_cost if faults else corrected_matrix_cost)(layer, design, tile)
+
+    def vector(layer: VectorTable, design: Designs) -> tuple[VectorTile, VectorCost]:
+        tile = of_vector(layer, design if faults else halved(design))
+        return tile, (vector_cost if faults else corrected_vector_cost)(layer, design, tile)
+
+    over_designs, over_layers = (None, 0), (0, None)
+    found = Evaluation(
+        *jax.vmap(jax.vmap(matrix, over_designs), over_layers)(layers.matrix, designs),
+        *jax.vmap(jax.vmap(vector, over_designs), over_layers)(layers.vector, designs),
+    )
+    return cycles_of(layers, chains, designs, found, faults)
+
+
+def _matrix_bits(cost: MatrixCost) -> jax.Array:
+    return (
+        cost.dram_filter_bits + cost.dram_ifmap_bits + cost.dram_psum_bits + cost.dram_ofmap_bits + cost.dram_bias_bits
+    )
+
+
+def _output_tiles(layer: MatrixTable, tile: MatrixTile) -> jax.Array:
+    """Tiles of output of each matrix layer."""
+
+    def parts(size: jax.Array, of_tile: jax.Array) -> jax.Array:
+        return ceil(size[:, None] / of_tile)
+
+    return (
+        parts(layer.out_width, tile.width)
+        * parts(layer.out_height, tile.height)
+        * parts(layer.batch, tile.batch)
+        * parts(layer.out_channels, tile.out_channels)
+    )
 
 
 def _slice(values: Any, *, start: int, count: int) -> np.ndarray:

@@ -163,6 +163,30 @@ def split(layers: Sequence[Layer]) -> tuple[list[int], list[int]]:
     return matrix, [index for index, layer in enumerate(layers) if isinstance(layer, VectorLayer)]
 
 
+@struct.dataclass
+class Chains:
+    """To which chain each matrix and each vector layer belongs; int arrays of shape ``(layers,)``."""
+
+    matrix: jax.Array
+    vector: jax.Array
+
+
+def chain_starts(layers: Sequence[Layer]) -> list[int]:
+    """Positions at which a chain begins: every layer but those that work on the output of the one before."""
+    return [
+        index for index, layer in enumerate(layers) if not index or isinstance(layer, MatrixLayer) or not layer.fused
+    ]
+
+
+def chains(layers: Sequence[Layer]) -> Chains:
+    """Chains by number, from 0."""
+    begins = np.zeros(len(layers), int)
+    begins[chain_starts(layers)] = 1
+    number: Any = np.cumsum(begins) - 1
+    matrix, vector = split(layers)
+    return Chains(number[matrix], number[vector])
+
+
 def table(layers: Sequence[Layer]) -> LayerTable:
     """The arrays of ``layers``."""
     matrix = [layer for layer in layers if isinstance(layer, MatrixLayer)]

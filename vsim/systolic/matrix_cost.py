@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from vsim.systolic.designs import Designs
 from vsim.systolic.layers import MatrixTable
+from vsim.systolic.rounding import ceil
 from vsim.systolic.tiling import MatrixTile, in_extent, padded
 
 
@@ -81,15 +82,15 @@ def matrix_cost(layer: MatrixTable, design: Designs, tile: MatrixTile) -> Matrix
     """Cost of one layer on one design with the given tile."""
     trips = _trips(layer, design, tile)
     area = tile.kernel * tile.kernel
-    in_rows = jnp.ceil(tile.in_channels / design.rows)
-    out_groups = jnp.ceil(tile.out_channels / design.cols)
+    in_rows = ceil(tile.in_channels / design.rows)
+    out_groups = ceil(tile.out_channels / design.cols)
     outputs = tile.width * tile.height * tile.batch
     busy = outputs * area * in_rows * out_groups + design.rows - 1 + design.cols - 1
-    out_trips = jnp.ceil(trips.out_channels)
+    out_trips = ceil(trips.out_channels)
     in_map = in_extent(tile.width, layer.stride, tile.kernel) * in_extent(tile.height, layer.stride, tile.kernel)
     all_outputs = layer.out_width * layer.out_height * padded(layer.out_channels, design.cols) * layer.batch
     # Rounds of partial sums: every pass but the first reads them back, every one but the last writes them.
-    passes = jnp.ceil(trips.in_channels) * trips.kernel_whole
+    passes = ceil(trips.in_channels) * trips.kernel_whole
     weights = area * tile.in_channels * tile.out_channels
     single_row = (layer.is_gemm > 0) & (layer.batch == 1)
     port = _port(design, tile, in_map)
@@ -102,7 +103,7 @@ def matrix_cost(layer: MatrixTable, design: Designs, tile: MatrixTile) -> Matrix
     written = outputs * tile.out_channels * trips.width * trips.height * trips.batch * trips.out_channels
     psum = written * (2 * passes - 1) - all_outputs
     return MatrixCost(
-        compute_cycles=jnp.ceil(busy * trips.all),
+        compute_cycles=ceil(busy * trips.all),
         stall_cycles=stall,
         dram_filter_bits=weights * trips.weights * design.weight_bits,
         dram_ifmap_bits=ifmap * design.activation_bits,
@@ -136,23 +137,23 @@ def _trips(layer: MatrixTable, design: Designs, tile: MatrixTile) -> _Trips:
         width=wide,
         height=high,
         batch=batch,
-        map_whole=jnp.ceil(wide) * jnp.ceil(high) * jnp.ceil(batch),
+        map_whole=ceil(wide) * ceil(high) * ceil(batch),
         in_channels=padded(layer.in_channels, design.rows) / tile.in_channels,
         kernel=kernel * kernel,
-        kernel_whole=jnp.ceil(kernel) * jnp.ceil(kernel),
+        kernel_whole=ceil(kernel) * ceil(kernel),
         out_channels=padded(layer.out_channels, design.cols) / tile.out_channels,
     )
 
 
 def _port(design: Designs, tile: MatrixTile, in_map: jax.Array) -> _Port:
     weight_bits = tile.kernel * tile.kernel * tile.in_channels * tile.out_channels * design.weight_bits
-    weights = jnp.ceil(weight_bits / design.weight_port_bits)
+    weights = ceil(weight_bits / design.weight_port_bits)
     psum_bits = tile.width * tile.height * tile.out_channels * tile.batch * design.accumulator_bits
     return _Port(
         weights=weights,
-        weights_and_bias=weights + jnp.ceil(tile.out_channels * design.bias_bits / design.weight_port_bits),
-        ifmap=jnp.ceil(in_map * tile.in_channels * tile.batch * design.activation_bits / design.ifmap_port_bits),
-        psum=jnp.ceil(psum_bits / design.ofmap_port_bits),
+        weights_and_bias=weights + ceil(tile.out_channels * design.bias_bits / design.weight_port_bits),
+        ifmap=ceil(in_map * tile.in_channels * tile.batch * design.activation_bits / design.ifmap_port_bits),
+        psum=ceil(psum_bits / design.ofmap_port_bits),
     )
 
 
@@ -183,7 +184,7 @@ def _stall(layer: MatrixTable, trips: _Trips, port: _Port, busy: jax.Array) -> j
     emptying = _beyond(busy, port.psum) + port.psum
     # A fused layer hands its output on and does not store it; SimDIT takes that off as an average over the tiles.
     steady = trips.all - 2
-    average = jnp.where(steady > 0, jnp.ceil(classes / steady), 0)
+    average = jnp.where(steady > 0, ceil(classes / jnp.where(steady > 0, steady, 1)), 0)
     saved = jnp.minimum(classes, average * (trips.outputs - 2)) + emptying
     return classes + filling + emptying - jnp.where(layer.fused > 0, saved, 0)
 

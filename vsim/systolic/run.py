@@ -16,10 +16,10 @@ from vsim.energy import Activity, area_mm2, energy
 from vsim.systolic.bridge import Bridged, bridge
 from vsim.systolic.designs import stack
 from vsim.systolic.energy import layer_activity
-from vsim.systolic.evaluate import evaluate
-from vsim.systolic.layers import Layer, MatrixLayer, split
+from vsim.systolic.evaluate import evaluate, network_cycles
+from vsim.systolic.layers import Layer, MatrixLayer, chain_starts, split
 from vsim.systolic.networks import network
-from vsim.systolic.schedule import chain_cycles, chain_starts, layer_times
+from vsim.systolic.schedule import layer_times
 
 PUBLISHED = "simdit:"
 """Prefix of the networks of SimDIT's runs: ``simdit:ResNet50``, ``simdit:ResNet50-training``."""
@@ -73,10 +73,7 @@ def run(
         }
         for index, layer in enumerate(layers)
     ]
-    if faults:
-        total = float(times.cycles.sum())
-    else:
-        total = float(chain_cycles(layers, found, times, designs).sum())
+    total = float(network_cycles(layers, designs, faults=faults)[0])
     vector = sum(row["cycles"] for row in rows if row["unit"] == "vector")
     serial = sum(row["cycles"] for row in rows)
     spent: dict[str, Any] = {}

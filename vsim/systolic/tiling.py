@@ -16,6 +16,7 @@ from jax import lax
 from vsim.systolic.designs import Designs
 from vsim.systolic.layers import MatrixTable, VectorTable
 from vsim.systolic.operators import VectorOperator
+from vsim.systolic.rounding import ceil
 
 WORD_BITS = 32
 """The vector unit works on 32-bit words."""
@@ -50,7 +51,7 @@ class VectorTile(NamedTuple):
 
 def padded(size: jax.Array, side: jax.Array) -> jax.Array:
     """``size`` as a multiple of ``side``."""
-    return jnp.ceil(size / side) * side
+    return ceil(size / side) * side
 
 
 def in_extent(out_extent: jax.Array, stride: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from vsim.systolic.designs import Designs
 from vsim.systolic.layers import VectorTable
 from vsim.systolic.operators import VectorOperator
+from vsim.systolic.rounding import ceil
 from vsim.systolic.tiling import WORD_BITS, VectorTile, in_extent, padded
 
 PIPELINE_FILL_CYCLES = 5
@@ -61,7 +62,7 @@ def vector_cost(layer: VectorTable, design: Designs, tile: VectorTile) -> Vector
     compute = of_tile * inner * outer + of_channel * (tile.channels / design.cols) * outer
 
     def moved(words: jax.Array, bits: jax.Array | int) -> jax.Array:
-        return jnp.ceil(words * bits / design.vector_port_bits)
+        return ceil(words * bits / design.vector_port_bits)
 
     # A fused layer finds one of its operands on the chip.
     tile_loads = c["tile_loads"] - jnp.where((layer.fused > 0) & (c["tile_loads"] > 0), 1, 0)
@@ -91,7 +92,7 @@ def vector_cost(layer: VectorTable, design: Designs, tile: VectorTile) -> Vector
     memory_words = 3 * instructions - immediate_words
     narrowed = (WORD_BITS - out_bits) * worked * jnp.where(c["tile_stores"] + c["window_stores"] > 0, 1, 0)
     return VectorCost(
-        compute_cycles=jnp.ceil(compute),
+        compute_cycles=ceil(compute),
         stall_cycles=of_tile_moved * tiles + of_channels_moved * outer,
         dram_in_bits=loaded * WORD_BITS,
         dram_out_bits=stored * out_bits,
