@@ -104,7 +104,7 @@ def check(point: ServePoint, result: ServeResult) -> None:
 
 
 @given(st.lists(lanes(), min_size=LANES, max_size=LANES))
-@settings(max_examples=40)
+@settings(max_examples=60)
 def test_servers_equal_a_scalar_server(points: list[ServePoint]):
     results = serve([*points, filler()], chunk_iterations=64)
     for point, result in zip(points, results, strict=False):

@@ -23,8 +23,8 @@ MOBILE = load_hw("npu-mobile-8x8")
 SERVER = load_hw("npu-server-128x128x4")
 TINY_GRID = Grid(tokens=(4, 16, 32), sequences=(1, 4, 8), context=63)
 
-MIDPOINT_ERROR = {"prompt": 0.05, "decode": 0.05}
-"""Bounds on the relative error between grid points, tiny model on the mobile chip; measured errors are in the test."""
+MIDPOINT_ERROR = 0.05
+"""Bound on the relative error between grid points, of the tiny model on the mobile chip; its tests say what it is."""
 
 
 @pytest.fixture(scope="module")
@@ -72,30 +72,34 @@ def test_decode_in_closed_form_reads_all_weights_at_the_achievable_bandwidth():
     assert cycles(costs, tokens=1, outputs=1, context=4097) == pytest.approx(46_442_341, rel=0.05)
 
 
-def test_measured_tables_are_the_simulated_cycles(tiny: Path, measured: Costs):
-    program = lower(str(tiny), MOBILE, dims={"prompt": 16, "steady_layers": 1})
-    [result] = simulate([SimPoint(MOBILE, program)])
-    last = result.layers[-1]["finish_cycle"]
-    at = TINY_GRID.tokens.index(16)
-    # The head is tabled from decodes, which leave it in another state of the memory.
-    assert cycles(measured, tokens=16, outputs=1, pairs=136) == pytest.approx(last, rel=0.03)
-    assert sum(table.cycles[at] for table in measured.by_token.values()) < last
-    assert set(measured.by_token) == set(OPERATORS)
-
-
-def test_error_between_grid_points_is_small(tiny: Path, measured: Costs):
-    """Midpoints of the grid, whole model simulated: a prompt of 24 tokens, six decodes behind 63 tokens."""
-    passes = {"prompt": (1, {"prompt": 24}), "decode": (6, {"context": 63})}
+@pytest.fixture(scope="module")
+def simulated(tiny: Path) -> dict[str, int]:
+    """Cycles until the last operator ends: a grid point as it was measured, and two midpoints of the whole model."""
+    passes = {
+        "grid point": (1, {"prompt": 16, "steady_layers": 1}),
+        "prompt": (1, {"prompt": 24}),
+        "decode": (6, {"context": 63}),
+    }
     programs = [lower(str(tiny), MOBILE, batch=batch, dims=dims) for batch, dims in passes.values()]
     results = simulate([SimPoint(MOBILE, program) for program in programs])
-    tabled = {
-        "prompt": cycles(measured, tokens=24, outputs=1, pairs=24 * 25 / 2),
-        "decode": cycles(measured, tokens=6, outputs=6, context=6 * 64),
-    }
-    for (name, value), result in zip(tabled.items(), results, strict=True):
-        simulated = result.layers[-1]["finish_cycle"]
-        print(name, value, simulated, value / simulated - 1)
-        assert value == pytest.approx(simulated, rel=MIDPOINT_ERROR[name])
+    return {name: result.layers[-1]["finish_cycle"] for name, result in zip(passes, results, strict=True)}
+
+
+def test_measured_tables_are_the_simulated_cycles(measured: Costs, simulated: dict[str, int]):
+    at = TINY_GRID.tokens.index(16)
+    in_tables = sum(table.cycles[at] for table in measured.by_token.values()) + measured.prompt_attention.cycles[at]
+    assert set(measured.by_token) == set(OPERATORS)
+    assert in_tables < simulated["grid point"]
+    # The head is tabled from decodes, which leave the memory in another state.
+    assert cycles(measured, tokens=16, outputs=1, pairs=136) == pytest.approx(simulated["grid point"], rel=0.03)
+
+
+def test_error_between_grid_points_is_small(measured: Costs, simulated: dict[str, int]):
+    """A prompt of 24 tokens: -1.7 %. Six decodes behind 63 tokens: +4.3 %."""
+    prompt = cycles(measured, tokens=24, outputs=1, pairs=24 * 25 / 2)
+    decode = cycles(measured, tokens=6, outputs=6, context=6 * 64)
+    assert prompt == pytest.approx(simulated["prompt"], rel=MIDPOINT_ERROR)
+    assert decode == pytest.approx(simulated["decode"], rel=MIDPOINT_ERROR)
 
 
 def test_closed_forms_are_below_the_measured_cycles(tiny: Path, measured: Costs):

@@ -73,6 +73,9 @@ class ServePoint:
 
 
 WINDOWS = 64
+"""Stretches of time whose means a lane keeps."""
+STATE_BYTES = 1 << 30
+"""State of all lanes side by side."""
 
 
 def serve(
@@ -82,7 +85,10 @@ def serve(
     lanes: int | None = None,
     chunk_iterations: int = engine.CHUNK_ITERATIONS,
 ) -> list[ServeResult]:
-    """Serve all points; results come back in their order. lanes: side by side, None: all of a device's share."""
+    """Serve all points; results come back in their order. lanes: side by side; None: as many as fit `STATE_BYTES`.
+    A step takes time with the square of the largest `max_batch`.
+    Raises UserError for tables of costs that do not fit together.
+    """
     if not points:
         return []
     devices.prepare()
@@ -95,13 +101,15 @@ def serve(
 
     # Iterations of a server that is never idle are about the tokens of its longest queue; only their order matters.
     estimates = [float(point.requests.output.sum() + len(point.requests)) for point in points]
+    machine, params, inputs = ServingMachine(shape), _stacked(points, shape), np.zeros(len(points), np.int32)
+    fit = max(STATE_BYTES // engine.bytes_per_lane(machine, None, params, inputs), 1)
     engine.run(
-        ServingMachine(shape),
+        machine,
         None,
-        _stacked(points, shape),
-        np.zeros(len(points), np.int32),
+        params,
+        inputs,
         estimates,
-        width=lanes or len(points),
+        width=lanes or min(fit, len(points)),
         on_lane=keep,
         on_progress=on_progress,
         chunk_iterations=chunk_iterations,

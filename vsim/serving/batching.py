@@ -12,7 +12,8 @@ Rules (first come, first served; a request's number in the trace is its place in
   made tokens again.
 * A waiting request is admitted when a place in the batch, budget and cache are left for it and for all before it. The
   cache is counted with what every request needs for its next token, or, where `reserves`, for its last.
-* Static batches: nothing is admitted until all of a batch have ended, and they leave together.
+* Static batches: nothing is admitted until all of a batch have ended, and they leave together; those that ended early
+  keep their cache and compute nothing. Their first tokens count from when they were made.
 """
 
 from __future__ import annotations

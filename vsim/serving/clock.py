@@ -1,4 +1,7 @@
-"""Times in two int32 words: high * 2**30 + low, 0 <= low < 2**30. Up to 2**61 cycles, which no run reaches.
+"""Times in two int32 words: high * 2**30 + low, 0 <= low < 2**30.
+
+A lane ends with status `horizon` at LARGEST at the latest. No iteration takes longer than `LONGEST`, so that the words
+of the time in which it ends still hold.
 
 Arrays are int32[2, ...]: high words first. Functions with a `jnp` in them are for the step, the others for the host.
 """
@@ -11,8 +14,10 @@ from jax import Array
 
 RADIX_BITS = 30
 RADIX = 1 << RADIX_BITS
-LARGEST = (1 << 61) - 1
-"""The last time that can be told, in cycles."""
+LARGEST = (1 << 60) - 1
+"""The last time that a lane may reach, in cycles: 36 years at 1 GHz."""
+LONGEST = float(1 << 60)
+"""Limit of an iteration; with one of that length the lane has reached its horizon."""
 
 
 def words_of(times: np.ndarray) -> np.ndarray:
@@ -26,7 +31,7 @@ def times_of(words: np.ndarray) -> np.ndarray:
 
 
 def after(time: Array, duration: Array) -> Array:
-    """int32[2, L]: the time, later by a duration of whole cycles, float32[L] in 0..2**53."""
+    """int32[2, L]: the time, later by a duration of whole cycles, float32[L] in 0..LONGEST."""
     high = jnp.floor(duration * (1.0 / RADIX))
     # Both words are exact: a float32 is divided by, and split at, a power of two.
     low = time[1] + (duration - high * RADIX).astype(jnp.int32)

@@ -48,6 +48,7 @@ DRAM_EFFICIENCY = 0.82
 the rest. Measured: decode of Llama-3-8B on the server chip with 800 MHz HBM2, 335 of 410 bytes a cycle
 (`tests/benchmarks/RESULTS.md`)."""
 FORMAT = 1
+MOST_CYCLES = 1e18
 
 _PRODUCTS = {
     "attention.q": "qkv", "attention.k": "qkv", "attention.v": "qkv", "attention": "attention", "attention.out": "out",
@@ -78,6 +79,13 @@ class Table:
 
     sizes: tuple[float, ...]
     cycles: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        values = np.array([self.sizes, self.cycles])
+        if values.shape[1] < 2 or not np.isfinite(values).all() or (values < 0).any() or (values > MOST_CYCLES).any():
+            raise UserError(f"a table of costs needs two or more sizes and cycles of 0..{MOST_CYCLES:.0e}")
+        if (np.diff(values[0]) <= 0).any():
+            raise UserError(f"the sizes of a table of costs must rise: {list(self.sizes)}")
 
     @staticmethod
     def constant(cycles: float) -> Table:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from vsim.serving.clock import LONGEST
 from vsim.serving.types import CostTables
 
 
@@ -29,8 +30,8 @@ def lookup(knots: Array, values: Array, x: Array) -> Array:
 
 
 def iteration_cycles(costs: CostTables, tokens: Array, outputs: Array, context: Array, pairs: Array) -> Array:
-    """float32[L], whole cycles: 0 for no tokens, else at least 1. Arguments float32[L]."""
+    """float32[L], whole cycles: 0 for no tokens, else 1..LONGEST. Arguments float32[L]."""
     operators = jnp.sum(lookup(costs.tokens, costs.by_token, tokens), axis=0)
     head = lookup(costs.outputs, costs.by_output, outputs)
     attention = lookup(costs.context, costs.by_context, context) + lookup(costs.pairs, costs.by_pair, pairs)
-    return jnp.where(tokens > 0, jnp.maximum(jnp.round(operators + head + attention), 1.0), 0.0)
+    return jnp.where(tokens > 0, jnp.clip(jnp.round(operators + head + attention), 1.0, LONGEST), 0.0)
