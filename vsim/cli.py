@@ -20,7 +20,7 @@ import yaml
 from hwconfigs.errors import UserError
 from hwconfigs.load import load_hw, preset_names
 from hwconfigs.schema import HwConfig
-from vsim import cli_systolic, cli_tables
+from vsim import cli_serving, cli_systolic, cli_tables
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -415,14 +415,20 @@ def figures(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the figures; DIR/figures by default.")] = None,
     point: Annotated[int | None, typer.Option("--point", min=0, help="Point shown layer by layer.")] = None,
 ) -> None:
-    """Draw the figures of a sweep as PDF and PNG."""
+    """Draw the figures of a sweep, or of a serving run, as PDF and PNG."""
     from figures.draw import draw_figures
+    from figures.serving import draw_serving
+    from sweeps.serving_store import is_serving
 
-    files, remarks = draw_figures(folder, out or folder / "figures", point=point)
+    target = out or folder / "figures"
+    files, remarks = draw_serving(folder, target) if is_serving(folder) else draw_figures(folder, target, point=point)
     for remark in remarks:
         _say(f"note: {remark}")
     for file in files:
         print(file)
+
+
+app.command()(cli_serving.serve)
 
 
 @hw_app.command("list")
