@@ -43,6 +43,7 @@ from hwconfigs.validation import Frozen, build, within
 from hwconfigs.yaml_file import read_document
 from lowering.llm.configs import model_name, read_config
 from lowering.models import ModelError
+from sweeps.identity import simulator_digest
 from vsim.serving.api import MAX_BATCH, NO_BUDGET, Policy, ServePoint
 from vsim.serving.costs import DRAM_EFFICIENCY, Costs, Grid, check_decoder, kv_tokens_in, stored_costs
 from vsim.serving.requests import (
@@ -226,7 +227,8 @@ def load_serving(path: Path) -> ServingSpec:
 
 
 def lanes_of(path: Path, spec: ServingSpec, store: Path) -> list[Lane]:
-    """Every combination, chips slowest. path: of the specification; store: folder that keeps tables of costs.
+    """Every combination, chips slowest. path: of the specification; store: folder that keeps tables of costs,
+    those of other sources of vsim apart.
 
     Raises UserError for models, chips and traces that cannot be used.
     """
@@ -277,7 +279,9 @@ def _chip(
     hw = load_hw(str(beside) if beside.is_file() else chip.hw).with_overrides(chip.set)
     hw.check_modelled()
     tokens = chip.kv_tokens or kv_tokens_in(model, hw, chip.kv_gib or 0.0)
-    costs = stored_costs(store, model, hw, spec.costs, grid=spec.grid.grid(), efficiency=spec.dram_efficiency)
+    costs = stored_costs(
+        store / simulator_digest()[:16], model, hw, spec.costs, grid=spec.grid.grid(), efficiency=spec.dram_efficiency
+    )
     return chip, hw, costs, tokens
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sweeps.identity import versions
 from sweeps.serving_spec import Lane, ServingSpec
 from sweeps.store import ResultFolderError, replace_file
 from vsim.serving.results import ServeResult
@@ -24,12 +25,10 @@ FORMAT = 1
 
 def content_of(spec: ServingSpec, lanes: Sequence[Lane], results: Sequence[ServeResult]) -> dict[str, Any]:
     """What ``serving.json`` holds, and `vsim serve --json` prints."""
-    from importlib import metadata
-
     rows = [
         {**lane.values, "status": result.status, **result.summary} for lane, result in zip(lanes, results, strict=True)
     ]
-    return {"format": FORMAT, "vsim": metadata.version("vsim"), "spec": spec.model_dump(mode="json"), "lanes": rows}
+    return {"format": FORMAT, "versions": versions(), "spec": spec.model_dump(mode="json"), "lanes": rows}
 
 
 def write_serving(path: Path, content: Mapping[str, Any], results: Sequence[ServeResult]) -> None:
