@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import model_validator
@@ -131,9 +131,6 @@ class SystolicHw(Frozen):
     def to_yaml(self) -> str:
         """YAML text that `load_systolic` reads back to an equal description."""
         return yaml.safe_dump(self.to_data(), sort_keys=False, allow_unicode=True, width=100)
-
-
-Phase = Literal["inference", "training"]
 
 
 def systolic_preset_names() -> list[str]:

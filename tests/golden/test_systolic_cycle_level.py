@@ -64,15 +64,13 @@ DESIGN = load_systolic("simdit-inference-09").with_overrides(
 
 
 def convolutions() -> list[Graph]:
-    """The twenty different convolutions of ResNet-50 that come first, each a graph."""
+    """Every different convolution of ResNet-50, each a graph."""
     graph = read_graph(load_model("onnx:light_resnet50"), 1)
-    different = {
-        (node.input(0).shape, node.input(1).shape, node.ints("strides")): node
-        for node in reversed(graph.nodes)
-        if node.op == "Conv"
-    }
-    nodes = list(reversed(different.values()))[:20]
-    return [Graph(node.name, graph.opset, (node.input(0),), node.outputs, (node,)) for node in nodes]
+    different = {}
+    for node in graph.nodes:
+        if node.op == "Conv":
+            different.setdefault((node.input(0).shape, node.input(1).shape, node.ints("strides")), node)
+    return [Graph(node.name, graph.opset, (node.input(0),), node.outputs, (node,)) for node in different.values()]
 
 
 def _differences(graphs: list[Graph]) -> list[float]:
@@ -90,13 +88,13 @@ def _differences(graphs: list[Graph]) -> list[float]:
 
 def test_small_layers_within_five_percent():
     graphs = convolutions()
-    assert len(graphs) == 20
     few = [graphs[index] for index in (1, 3, 7)]
     assert max(map(abs, _differences(few))) < 0.05
 
 
 @pytest.mark.slow
-def test_twenty_layers_within_five_percent():
+def test_every_layer_within_five_percent():
     differences = _differences(convolutions())
+    assert len(differences) >= 20
     assert max(map(abs, differences)) < 0.05
-    assert sum(map(abs, differences)) / 20 < 0.02
+    assert sum(map(abs, differences)) / len(differences) < 0.02

@@ -117,12 +117,15 @@ def _conv(group: Group) -> list[Layer]:
     out_channels, in_channels, *kernel = node.input(1).shape
     groups = node.int("group", 1)
     width, height = _sides(node.outputs[0].shape[2:])
-    if set(kernel) == {1} and groups == 1:
-        # Whatever the stride: of each window one pixel is read.
-        pixels = width * height * node.input(0).shape[0]
-        product = _product(node.name, pixels, in_channels, out_channels)
-        return _with_epilogue(replace(product, operator="gemm (1x1 conv)"), group)
     side, channels = _square(kernel, in_channels)
+    stride = node.ints("strides", (1,))[0]
+    if set(kernel) == {1} and groups == 1:
+        if stride == 1:
+            pixels = width * height * node.input(0).shape[0]
+            product = _product(node.name, pixels, in_channels, out_channels)
+            return _with_epilogue(replace(product, operator="gemm (1x1 conv)"), group)
+        # Of each window one pixel is read, and none of those between windows.
+        stride = 1
     layer = MatrixLayer(
         node.name,
         "conv",
@@ -131,7 +134,7 @@ def _conv(group: Group) -> list[Layer]:
         out_channels // groups,
         channels,
         side,
-        node.ints("strides", (1,))[0],
+        stride,
         node.input(0).shape[0],
         groups=groups,
     )

@@ -110,8 +110,8 @@ def corrected_matrix_cost(layer: MatrixTable, design: Designs, tile: MatrixTile)
 
 def _exposed_preload(layer: MatrixTable, design: Designs, tile: MatrixTile) -> jax.Array:
     """Cycles of loading a block of weights that the last pass over the block before it does not hide."""
-    is_flat = (layer.kernel == 1) & (layer.stride == 1)
-    line = jnp.where(is_flat, tile.width * tile.height * tile.batch, jnp.maximum(tile.width, tile.height))
+    # The rows of a matrix product are one long line; a pass over an image never crosses the end of a line.
+    line = jnp.where(layer.is_gemm > 0, tile.batch, jnp.maximum(tile.width, tile.height))
     last = line - (ceil(line / design.rows) - 1) * design.rows
     return jnp.where(design.spare_weights > 0, design.rows - last, 0)
 

@@ -139,8 +139,3 @@ def product_costs(cases: Products, *, faults: bool = False) -> ProductCost:
     """
     with jax.enable_x64(True):
         return on_host(_compiled(cases, faults))
-
-
-def utilisation(cases: Products, cost: ProductCost) -> Any:
-    """Useful multiplications over those that the array could have done in the time."""
-    return cost.macs / (cost.compute_cycles * np.asarray(cases.rows) * np.asarray(cases.cols))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def replay_cases(cases: list[dict[str, Any]], path: Path) -> Report:
             drawn += 1
         elif value_at(case, "mode", where) == "CALC":
             values |= _dram_reads(case, where, sizes[index], sparsity)
+            values["mapping_eff_pct"] = 100 * float(computed.mapping_efficiency[index])
+            # SCALE-Sim counts the products of the dense layer, also where they are left out.
+            possible = values["compute_cycles"] * arrays[index][0] * arrays[index][1]
+            values["overall_util_pct"] = 100 * math.prod(sizes[index]) / possible
         else:
             user += 1
         recorded = [float(value_at(case, key, where)) for key in values]
