@@ -21,6 +21,16 @@ from hwconfigs.errors import UserError
 from hwconfigs.load import load_hw, preset_names
 from hwconfigs.schema import HwConfig
 from vsim import cli_serving, cli_systolic, cli_tables
+from vsim.cli_training import (
+    LossOption,
+    LossOutputOption,
+    OptimizerOption,
+    RecomputeOption,
+    RestoreBatchNormOption,
+    TrainOption,
+    totals_by_role,
+    training_options,
+)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -133,20 +143,12 @@ def run(
     max_batch: Annotated[
         int, typer.Option("--max-batch", min=0, help="Language mode: requests in an iteration, 0: no limit.")
     ] = 0,
-    train: Annotated[bool, typer.Option("--train", help="Run one training iteration.")] = False,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", help="With --train: sgd, momentum or adam.")] = None,
-    loss: Annotated[
-        str | None, typer.Option("--loss", help="With --train: cross-entropy, mse, or given (its gradient is read).")
-    ] = None,
-    loss_output: Annotated[
-        str | None, typer.Option("--loss-output", metavar="NAME", help="With --train: the output that is trained.")
-    ] = None,
-    recompute: Annotated[
-        str | None, typer.Option("--recompute", help="With --train: none, cheap or segments of the activations.")
-    ] = None,
-    restore_batch_norm: Annotated[
-        bool, typer.Option("--restore-batch-norm", help="With --train: undo its folding into convolutions.")
-    ] = False,
+    train: TrainOption = False,
+    optimizer: OptimizerOption = None,
+    loss: LossOption = None,
+    loss_output: LossOutputOption = None,
+    recompute: RecomputeOption = None,
+    restore_batch_norm: RestoreBatchNormOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Simulate one model on one chip, or several models that share it."""
@@ -177,8 +179,6 @@ def run(
         link_gbps=link_gbps,
         steady_layers=steady_layers,
     )
-    from vsim.cli_training import totals_by_role, training_options
-
     training = training_options(
         model,
         train=train,

@@ -13,6 +13,15 @@ import yaml
 from hwconfigs.errors import UserError
 from hwconfigs.systolic_schema import load_systolic, systolic_preset_names
 from vsim import cli_tables
+from vsim.cli_training import (
+    LossOption,
+    LossOutputOption,
+    OptimizerOption,
+    RecomputeOption,
+    RestoreBatchNormOption,
+    TrainOption,
+    training_options,
+)
 
 EXIT_DIFFERS = 1
 
@@ -83,6 +92,12 @@ def run(
     supply_v: Annotated[
         float | None, typer.Option("--supply-v", help="With --energy: and to this supply voltage.")
     ] = None,
+    train: TrainOption = False,
+    optimizer: OptimizerOption = None,
+    loss: LossOption = None,
+    loss_output: LossOutputOption = None,
+    recompute: RecomputeOption = None,
+    restore_batch_norm: RestoreBatchNormOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Cycles and traffic of every layer of a model on one design, in closed form."""
@@ -95,7 +110,17 @@ def run(
         {key: _value(key, text) for key, text in (_split(item, "--set") for item in overrides or ())}
     )
     sizes = {key: _size(key, text) for key, text in (_split(item, "--dim") for item in dims or ())}
-    bridged = layers_of(model, batch=batch, dims=sizes, skip_unknown=skip_unknown, faults=faults)
+    training = training_options(
+        model,
+        train=train,
+        optimizer=optimizer,
+        loss=loss,
+        loss_output=loss_output,
+        recompute=recompute,
+        restore_batch_norm=restore_batch_norm,
+        inference_only={"--compat": compat},
+    )
+    bridged = layers_of(model, batch=batch, dims=sizes, skip_unknown=skip_unknown, faults=faults, training=training)
     technology = _technology(energy, node_nm, supply_v)
     content = run(model, bridged, design, faults=faults, technology=technology)
     if as_json:
@@ -103,6 +128,8 @@ def run(
         return
     cli_tables.print_rows("Layers", content["layers"])
     cli_tables.print_rows("Operators", content["operators"])
+    if "roles" in content:
+        cli_tables.print_rows("Roles", content["roles"])
     how = "one after the other" if faults else "array and vector unit overlapping within a chain of fused layers"
     console = cli_tables.stdout()
     console.print(

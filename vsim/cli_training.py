@@ -1,15 +1,32 @@
-"""The options of `vsim run` that say how a model is trained."""
+"""The options of `vsim run` and `vsim systolic run` that say how a model is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from hwconfigs.errors import UserError
 from lowering.llm.configs import is_config
 from lowering.program import LayerInfo
 from lowering.training.graph import Role
 from lowering.training.options import TrainingOptions
+
+TrainOption = Annotated[bool, typer.Option("--train", help="Run one training iteration.")]
+OptimizerOption = Annotated[str | None, typer.Option("--optimizer", help="With --train: sgd, momentum or adam.")]
+LossOption = Annotated[
+    str | None, typer.Option("--loss", help="With --train: cross-entropy, mse, or given (its gradient is read).")
+]
+LossOutputOption = Annotated[
+    str | None, typer.Option("--loss-output", metavar="NAME", help="With --train: the output that is trained.")
+]
+RecomputeOption = Annotated[
+    str | None, typer.Option("--recompute", help="With --train: none, cheap or segments of the activations.")
+]
+RestoreBatchNormOption = Annotated[
+    bool, typer.Option("--restore-batch-norm", help="With --train: undo its folding into convolutions.")
+]
 
 
 def training_options(

@@ -11,18 +11,21 @@ matrix products and a softmax, with every score computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from lowering.attention_node import attention_shape
 from lowering.canonical import canonical
 from lowering.context import UnsupportedError
 from lowering.fusion import Group, fuse, is_elementwise
-from lowering.ir import Graph, Node, Tensor
+from lowering.ir import Graph, Node
 from lowering.operators import POOLS, VIEWS, Cost, add_costs, elementwise_cost
 from lowering.simplify import is_bookkeeping, simplify
+from lowering.training.update import COSTS
+from vsim.systolic.bridge_layers import coefficients, is_full, product, sides, square, vector_layer
 from vsim.systolic.layers import Layer, MatrixLayer, VectorLayer
 from vsim.systolic.operators import VectorOperator
+from vsim.systolic.training_rules import TRAINING_RULES
 
 _NORMALISATIONS = (
     *("LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization", "GroupNormalization"),
@@ -46,10 +49,15 @@ _COPIES = frozenset(
 
 @dataclass(frozen=True)
 class Bridged:
-    """The layers of a graph, and what was left out of them."""
+    """The layers of a graph, and what was left out of them. roles: of the operators of a training iteration."""
 
     layers: list[Layer]
     warnings: list[str] = field(default_factory=list)
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+    def role_of(self, layer: Layer) -> str:
+        """The role of the operator that a layer, or a part of one ("NAME statistics"), stems from."""
+        return self.roles.get(layer.name) or self.roles[layer.name.rpartition(" ")[0]]
 
 
 def bridge(graph: Graph, *, skip_unknown: bool = False) -> Bridged:
@@ -75,9 +83,12 @@ def bridge(graph: Graph, *, skip_unknown: bool = False) -> Bridged:
 
 
 def _told_of_neighbours(layers: list[Layer]) -> list[Layer]:
+    """What the next layer, a matrix layer, reads is stored as activations; what an update writes is not read by it."""
     following = [*layers[1:], None]
     return [
-        replace(layer, feeds_matrix=isinstance(after, MatrixLayer)) if isinstance(layer, VectorLayer) else layer
+        replace(layer, feeds_matrix=isinstance(after, MatrixLayer) and layer.operator not in COSTS)
+        if isinstance(layer, VectorLayer)
+        else layer
         for layer, after in zip(layers, following, strict=True)
     ]
 
@@ -85,6 +96,8 @@ def _told_of_neighbours(layers: list[Layer]) -> list[Layer]:
 def _rule(node: Node) -> Callable[[Group], list[Layer]] | None:
     if node.op in _MATRIX_RULES:
         return _MATRIX_RULES[node.op]
+    if node.op in TRAINING_RULES:
+        return lambda group: TRAINING_RULES[group.head.op](group.head)
     if is_elementwise(node):
         return _elementwise
     if node.op in POOLS:
@@ -104,11 +117,11 @@ def _with_epilogue(layer: MatrixLayer, group: Group) -> list[Layer]:
     if not steps:
         return [layer]
     cost = add_costs(*(elementwise_cost(step.node) for step in steps))
-    operands = sum(_is_full(tensor, group.output) for step in steps for tensor in step.operands)
+    operands = sum(is_full(tensor, group.output) for step in steps for tensor in step.operands)
     name = "+".join(step.node.op for step in steps)
     return [
         replace(layer, fused=True),
-        _vector(steps[-1].node.name, name, group.output, cost, 1 + operands, fused=True),
+        vector_layer(steps[-1].node.name, name, group.output, cost, 1 + operands, fused=True),
     ]
 
 
@@ -116,14 +129,14 @@ def _conv(group: Group) -> list[Layer]:
     node = group.head
     out_channels, in_channels, *kernel = node.input(1).shape
     groups = node.int("group", 1)
-    width, height = _sides(node.outputs[0].shape[2:])
-    side, channels = _square(kernel, in_channels)
+    width, height = sides(node.outputs[0].shape[2:])
+    side, channels = square(kernel, in_channels)
     stride = node.ints("strides", (1,))[0]
     if set(kernel) == {1} and groups == 1:
         if stride == 1:
             pixels = width * height * node.input(0).shape[0]
-            product = _product(node.name, pixels, in_channels, out_channels)
-            return _with_epilogue(replace(product, operator="gemm (1x1 conv)"), group)
+            pointwise = product(node.name, pixels, in_channels, out_channels)
+            return _with_epilogue(replace(pointwise, operator="gemm (1x1 conv)"), group)
         # Of each window one pixel is read, and none of those between windows.
         stride = 1
     layer = MatrixLayer(
@@ -147,8 +160,8 @@ def _conv_transpose(group: Group) -> list[Layer]:
     in_channels, out_channels, *kernel = node.input(1).shape
     groups = node.int("group", 1)
     strides = node.ints("strides", (1,) * len(kernel))
-    width, height = _sides(node.outputs[0].shape[2:])
-    side, channels = _square(kernel, in_channels // groups)
+    width, height = sides(node.outputs[0].shape[2:])
+    side, channels = square(kernel, in_channels // groups)
     layer = MatrixLayer(
         node.name,
         "conv_transpose",
@@ -169,19 +182,19 @@ def _gemm(group: Group) -> list[Layer]:
     node = group.head
     left = node.input(0).shape
     rows, inner = left[::-1] if node.int("transA", 0) else left
-    return _with_epilogue(_product(node.name, rows, inner, node.outputs[0].shape[-1]), group)
+    return _with_epilogue(product(node.name, rows, inner, node.outputs[0].shape[-1]), group)
 
 
 def _matmul(group: Group) -> list[Layer]:
     node = group.head
     left, right = (node.input(index).shape for index in (0, 1))
     inner = left[-1]
-    columns = right[-1] if len(right) > 1 else 1
+    columns = right[-2 if node.int("right_transposed", 0) else -1] if len(right) > 1 else 1
     rows = left[-2] if len(left) > 1 else 1
     products = max(1, node.outputs[0].elements // (rows * columns))
     if math.prod(right[:-2]) == 1:
         rows, products = rows * products, 1
-    return _with_epilogue(_product(node.name, rows, inner, columns, products), group)
+    return _with_epilogue(product(node.name, rows, inner, columns, products), group)
 
 
 def _attention(group: Group) -> list[Layer]:
@@ -197,17 +210,13 @@ def _attention(group: Group) -> list[Layer]:
         keys,
         rows,
         fused=True,
-        costs=_coefficients(_ROW_COSTS["Softmax"], loads=1),
+        costs=coefficients(_ROW_COSTS["Softmax"], loads=1),
     )
     return [
-        replace(_product(f"{node.name} scores", shape.q_len, shape.head, keys, products), fused=True),
+        replace(product(f"{node.name} scores", shape.q_len, shape.head, keys, products), fused=True),
         softmax,
-        _product(f"{node.name} values", shape.q_len, keys, shape.v_head, products),
+        product(f"{node.name} values", shape.q_len, keys, shape.v_head, products),
     ]
-
-
-def _product(name: str, rows: int, inner: int, columns: int, products: int = 1) -> MatrixLayer:
-    return MatrixLayer(name, "gemm", 1, 1, columns, inner, 1, 1, rows, groups=products)
 
 
 _MATRIX_RULES = {
@@ -228,9 +237,9 @@ def _elementwise(group: Group) -> list[Layer]:
     cost = add_costs(elementwise_cost(node), *(elementwise_cost(step.node) for step in steps))
     tensors = [tensor for tensor in node.inputs if tensor is not None]
     tensors += [tensor for step in steps for tensor in step.operands]
-    loads = max(1, sum(_is_full(tensor, group.output) for tensor in tensors))
+    loads = max(1, sum(is_full(tensor, group.output) for tensor in tensors))
     operator = "+".join([node.op, *(step.node.op for step in steps)])
-    return [_vector(node.name, operator, group.output, cost, loads)]
+    return [vector_layer(node.name, operator, group.output, cost, loads)]
 
 
 def _pool(group: Group) -> list[Layer]:
@@ -239,9 +248,9 @@ def _pool(group: Group) -> list[Layer]:
     average = "Average" in node.op
     if node.op.startswith("Global") or target.elements == target.shape[0] * target.shape[1]:
         cost: Cost = {"add": 1}
-        return [_vector(node.name, node.op, source, cost, 1, stores=0)]
+        return [vector_layer(node.name, node.op, source, cost, 1, stores=0)]
     kernel = max(node.ints("kernel_shape"))
-    width, height = _sides(target.shape[2:])
+    width, height = sides(target.shape[2:])
     costs = VectorOperator(
         cycles_of_window=1,
         window_operations=1,
@@ -259,56 +268,14 @@ def _pool(group: Group) -> list[Layer]:
 
 def _row_wise(group: Group) -> list[Layer]:
     node = group.head
-    return [_vector(node.name, node.op, node.outputs[0], _ROW_COSTS[node.op], 1)]
+    return [vector_layer(node.name, node.op, node.outputs[0], _ROW_COSTS[node.op], 1)]
 
 
 def _reduction(group: Group) -> list[Layer]:
     node = group.head
-    return [_vector(node.name, node.op, node.input(0), {"add": 1}, 1, stores=0)]
+    return [vector_layer(node.name, node.op, node.input(0), {"add": 1}, 1, stores=0)]
 
 
 def _copy(group: Group) -> list[Layer]:
     node = group.head
-    return [_vector(node.name, node.op, tensor, {}, 1) for tensor in node.outputs if tensor.elements]
-
-
-def _vector(
-    name: str, operator: str, result: Tensor, cost: Cost, loads: int, *, stores: int = 1, fused: bool = False
-) -> VectorLayer:
-    # Without a window it does not matter where an element lies: pixels and tokens count as images.
-    channels = result.shape[1] if len(result.shape) > 3 else result.shape[-1] if result.shape else 1
-    costs = _coefficients(cost, loads=loads, stores=stores)
-    images = max(1, result.elements // channels)
-    return VectorLayer(name, operator, 1, 1, channels, images, fused=fused, costs=costs)
-
-
-def _coefficients(cost: Cost, *, loads: int, stores: int = 1) -> VectorOperator:
-    """An elementwise operator whose every operation occupies the unit for its latency."""
-    divides = cost.get("div", 0) + cost.get("scalar_sqrt", 0) + cost.get("gelu", 0)
-    exps = cost.get("exp", 0) + cost.get("gelu", 0)
-    simple = sum(count for name, count in cost.items() if name not in ("div", "scalar_sqrt", "exp"))
-    return VectorOperator(
-        cycles=simple,
-        divides=divides,
-        exps=exps,
-        tile_loads=loads,
-        tile_stores=stores,
-        fit_tiles=1,
-        operations=simple,
-    )
-
-
-def _is_full(tensor: Tensor, result: Tensor) -> bool:
-    return not tensor.constant and tensor.elements >= result.elements
-
-
-def _square(kernel: list[int], channels: int) -> tuple[int, int]:
-    """Side of the kernel and channels under it; another shape becomes a 1x1 kernel over all of its elements."""
-    if len(kernel) == 2 and kernel[0] == kernel[1]:
-        return kernel[0], channels
-    return 1, channels * math.prod(kernel)
-
-
-def _sides(spatial: tuple[int, ...]) -> tuple[int, int]:
-    """Width and height of an image of one to three dimensions."""
-    return spatial[-1], math.prod(spatial[:-1])
+    return [vector_layer(node.name, node.op, tensor, {}, 1) for tensor in node.outputs if tensor.elements]

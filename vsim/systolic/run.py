@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from hwconfigs.errors import UserError
 from hwconfigs.systolic_schema import SystolicHw
 from lowering.models import load_model
 from lowering.onnx_reader import read_graph
+from lowering.training.derive import derive
+from lowering.training.options import TrainingOptions
 from vsim.energy import Activity, area_mm2, energy
 from vsim.systolic.bridge import Bridged, bridge
 from vsim.systolic.designs import stack
@@ -32,16 +35,27 @@ def layers_of(
     dims: Mapping[str, int] | None = None,
     skip_unknown: bool = False,
     faults: bool = False,
+    training: TrainingOptions | None = None,
 ) -> Bridged:
-    """Layers of an ONNX model or of a published network. Raises `UserError`."""
+    """Layers of an ONNX model, or of an iteration of its training, or of a published network. Raises `UserError`."""
     if model.startswith(PUBLISHED):
+        if training is not None:
+            raise UserError(
+                f"--train takes an ONNX model; SimDIT's own networks are trained as {PUBLISHED}NAME-training"
+            )
         name, _, phase = model.removeprefix(PUBLISHED).partition("-")
         return Bridged(network(name, phase.capitalize() or "Inference", batch=batch, fusion=not faults))
     if faults:
         raise UserError(
             f"--compat simdit knows the networks of SimDIT's runs, such as {PUBLISHED}ResNet50, not {model}"
         )
-    return bridge(read_graph(load_model(model), batch, dims), skip_unknown=skip_unknown)
+    graph = read_graph(load_model(model), batch, dims)
+    if training is None:
+        return bridge(graph, skip_unknown=skip_unknown)
+    iteration = derive(graph, training)
+    bridged = bridge(iteration.graph, skip_unknown=skip_unknown)
+    roles = {operator.name: operator.role.value for operator in iteration.operators}
+    return replace(bridged, warnings=[*iteration.warnings, *bridged.warnings], roles=roles)
 
 
 def run(
@@ -70,6 +84,7 @@ def run(
             "cycles": float(times.cycles[index, 0]),
             "macs": float(macs[index]),
             "dram_bytes": float(times.dram_bits[index, 0] / 8),
+            **({"role": bridged.role_of(layer)} if bridged.roles else {}),
         }
         for index, layer in enumerate(layers)
     ]
@@ -83,7 +98,8 @@ def run(
         "model": model,
         "hw": hw.name,
         "layers": rows,
-        "operators": _by_operator(rows),
+        "operators": _sums(rows, "op"),
+        **({"roles": _sums(rows, "role")} if bridged.roles else {}),
         "cycles": total,
         "serial_cycles": serial,
         "chains": len(layers) if faults else len(chain_starts(layers)),
@@ -128,16 +144,15 @@ def _energy(
     }
 
 
-def _by_operator(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _sums(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Sums of the rows with the same entry under the key, the most cycles first."""
     sums: dict[str, dict[str, Any]] = {}
+    counted = ("cycles", "stall_cycles", "macs", "dram_bytes")
     for row in rows:
-        entry = sums.setdefault(
-            row["op"],
-            {"op": row["op"], "layers": 0, "cycles": 0.0, "stall_cycles": 0.0, "macs": 0.0, "dram_bytes": 0.0},
-        )
+        entry = sums.setdefault(row[key], {key: row[key], "layers": 0, **dict.fromkeys(counted, 0.0)})
         entry["layers"] += 1
-        for key in ("cycles", "stall_cycles", "macs", "dram_bytes"):
-            entry[key] += row[key]
+        for name in counted:
+            entry[name] += row[name]
     total = sum(entry["cycles"] for entry in sums.values())
     for entry in sums.values():
         entry["of_cycles"] = entry["cycles"] / total
