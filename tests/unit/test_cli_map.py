@@ -49,6 +49,7 @@ def test_it_shows_every_matrix_layer_and_writes_a_file(mlp: str, tmp_path: Path,
     assert "N16 C32 M24" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_best_of_a_search_is_no_slower(mlp: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "found.mapping"
     found = map_json(capsys, mlp, "--search", "2", "--out", str(file))
