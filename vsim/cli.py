@@ -15,12 +15,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from hwconfigs.errors import UserError
 from hwconfigs.load import load_hw, preset_names
 from hwconfigs.schema import HwConfig
 from vsim import cli_serving, cli_systolic, cli_tables
+from vsim.cli_options import (
+    BatchOption,
+    DimsOption,
+    HwOption,
+    JsonOption,
+    MappingOption,
+    MaxCyclesOption,
+    SetOption,
+    parse_dims,
+    parse_overrides,
+)
 from vsim.cli_training import (
     LossOption,
     LossOutputOption,
@@ -55,22 +65,6 @@ class Compat(StrEnum):
     """Simulators that vsim can reproduce, faults included."""
 
     ONNXIM = "onnxim"
-
-
-HwOption = Annotated[str, typer.Option("--hw", help="Preset, YAML file or ONNXim JSON file.")]
-BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Size of a dynamic first dimension.")]
-DimsOption = Annotated[
-    list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="Size of a dynamic dimension. Repeatable.")
-]
-MaxCyclesOption = Annotated[int | None, typer.Option("--max-cycles", min=1, help="Stop after so many core cycles.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a hardware key, e.g. dram.channels=8. Repeatable."),
-]
-MappingOption = Annotated[
-    Path | None, typer.Option("--mapping", metavar="FILE", help="Tile sizes of the matrix layers, as vsim map writes.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -171,7 +165,7 @@ def run(
     sizes = pass_sizes(
         model,
         # ONNXim reads a prompt as a graph whose past has length 0.
-        _parse_dims(dims, least=0 if compat else 1),
+        parse_dims(dims, least=0 if compat else 1),
         prefill=prefill,
         decode=decode,
         context=context,
@@ -278,7 +272,7 @@ def explain_compat(
         from figures.roofline import check_target
 
         check_target(figure)
-    workload = comparison_of(model, batch, _parse_dims(dims, least=0), prefill=prefill, decode=decode, context=context)
+    workload = comparison_of(model, batch, parse_dims(dims, least=0), prefill=prefill, decode=decode, context=context)
     from vsim import devices
     from vsim.api import Progress
     from vsim.explain_compat import explain
@@ -336,7 +330,7 @@ def map_model(
     as_json: JsonOption = False,
 ) -> None:
     """Show, search and save the tile sizes of a model's matrix layers."""
-    hardware, sizes = _hardware(hw, overrides), _parse_dims(dims)
+    hardware, sizes = _hardware(hw, overrides), parse_dims(dims)
     hardware.check_modelled()
     if mapping is not None and search is not None:
         raise UserError("--mapping and --search exclude each other: tile sizes are read, or searched for")
@@ -477,33 +471,7 @@ def dram_replay(
 
 def _hardware(name: str, overrides: Sequence[str] | None) -> HwConfig:
     hardware = load_hw(name)
-    values = dict(_split(text, "--set", "KEY=VALUE, such as dram.channels=8") for text in overrides or ())
-    return hardware.with_overrides({key: _parse_value(key, text) for key, text in values.items()})
-
-
-def _parse_value(key: str, text: str) -> Any:
-    """Read a value as YAML does: numbers, true and false, lists and mappings in braces, else text."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {key}: {text!r} is not a value") from error
-
-
-def _parse_dims(texts: Sequence[str] | None, least: int = 1) -> dict[str, int]:
-    sizes = {}
-    for text in texts or ():
-        name, size = _split(text, "--dim", "NAME=SIZE, such as sequence=128")
-        if not size.isascii() or not size.isdigit() or int(size) < least:
-            raise UserError(f"--dim {name}: {size!r} is not a whole number{' above 0' if least else ''}")
-        sizes[name] = int(size)
-    return sizes
-
-
-def _split(text: str, option: str, form: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise UserError(f"{option} {text!r}: expected {form}")
-    return key.strip(), value
+    return hardware.with_overrides(parse_overrides(overrides, "dram.channels=8"))
 
 
 def _print_json(content: object) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from hwconfigs.errors import UserError
 from hwconfigs.systolic_schema import load_systolic, systolic_preset_names
 from vsim import cli_tables
+from vsim.cli_options import BatchOption, DimsOption, JsonOption, SetOption, parse_dims, parse_overrides
 from vsim.cli_training import (
     LossOption,
     LossOutputOption,
@@ -26,7 +26,6 @@ from vsim.cli_training import (
 EXIT_DIFFERS = 1
 
 app = typer.Typer(help="The closed-form systolic model: whole networks on whole spaces of designs.")
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 class Original(StrEnum):
@@ -69,14 +68,9 @@ def run(
         str, typer.Argument(help="ONNX file, onnx:light_resnet50, or simdit:ResNet50[-training], SimDIT's own network.")
     ],
     hw: Annotated[str, typer.Option("--hw", help="Design of hwconfigs/systolic, or a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. array.rows=32. Repeatable."),
-    ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 1,
-    dims: Annotated[
-        list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="Size of a dynamic dimension. Repeatable.")
-    ] = None,
+    overrides: SetOption = None,
+    batch: BatchOption = 1,
+    dims: DimsOption = None,
     compat: Annotated[
         Original | None, typer.Option("--compat", help="simdit: with SimDIT's faults, for its own networks.")
     ] = None,
@@ -106,10 +100,8 @@ def run(
     faults = compat is not None
     from vsim.systolic.run import layers_of, run
 
-    design = load_systolic(hw).with_overrides(
-        {key: _value(key, text) for key, text in (_split(item, "--set") for item in overrides or ())}
-    )
-    sizes = {key: _size(key, text) for key, text in (_split(item, "--dim") for item in dims or ())}
+    design = load_systolic(hw).with_overrides(parse_overrides(overrides, "array.rows=32"))
+    sizes = parse_dims(dims)
     training = training_options(
         model,
         train=train,
@@ -201,23 +193,3 @@ def _technology(name: str | None, node_nm: float | None, supply_v: float | None)
     if node_nm is None and supply_v is None:
         return table
     return table.at(node_nm=node_nm or table.node_nm, supply_v=supply_v or table.supply_v)
-
-
-def _split(text: str, option: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise UserError(f"{option} {text!r}: expected NAME=VALUE")
-    return key.strip(), value
-
-
-def _value(key: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {key}: {text!r} is not a value") from error
-
-
-def _size(key: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UserError(f"--dim {key}: {text!r} is not a whole number above 0")
-    return int(text)

@@ -15,6 +15,7 @@ from sweeps.runner import run_sweep
 from sweeps.spec import load_spec
 from sweeps.store import JOURNAL, read_table
 from sweeps.tenants_table import jain_index
+from tests.conftest import REPO_ROOT
 from tests.tenants_sweep import SPEC, load, write_spec
 from vsim.cli import main
 from vsim.mixes import MixPoint, simulate_mixes
@@ -244,11 +245,9 @@ def test_a_dry_run_lists_the_points(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert lines[-1].endswith("alone=deep.onnx batch 1, clocks.dram_mhz=1200")
 
 
+@pytest.mark.usefixtures("shared")
 def test_the_sweep_that_comes_with_vsim():
-    spec = Path(__file__).parents[2] / "sweeps" / "mixes.yaml"
-    if not (spec.parents[2] / "shared" / "models").is_dir():
-        pytest.skip("needs the specifications beside the checkout")
-    points = expand_mixes(load_spec(spec)).points
+    points = expand_mixes(load_spec(REPO_ROOT / "sweeps" / "mixes.yaml")).points
     mixes = [point for point in points if not point.is_alone]
     assert len({point.digest for point in mixes}) == len(mixes) == 256
     assert {len(point.mix.tenants) for point in mixes} == {2, 3}

@@ -183,7 +183,7 @@ def test_run_of_an_onnx_model():
         (["simdit:ResNet50-trainin", "--hw", "simdit-inference-09"], "phase 'Trainin' is not known"),
         (["onnx:light_resnet50", "--hw", "simdit-inference-09", "--compat", "simdit"], "not onnx:light_resnet50"),
         (["onnx:light_resnet50", "--hw", "simdit-inference-10"], "did you mean 'simdit-inference-1"),
-        (["onnx:light_resnet50", "--hw", "simdit-inference-09", "--set", "array.rows"], "expected NAME=VALUE"),
+        (["onnx:light_resnet50", "--hw", "simdit-inference-09", "--set", "array.rows"], "such as array.rows=32"),
         (["simdit:ResNet50", "--hw", "simdit-inference-09", "--set", "buffers.weight_kib=1"], "does not fit"),
         (["onnx:light_resnet50", "--hw", "simdit-inference-09", "--compat", "scalesim"], "vsim systolic replay"),
     ],

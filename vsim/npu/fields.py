@@ -50,7 +50,8 @@ def settle(values: Array) -> Array:
     """
     kind = values.dtype
     wide = values.astype(jnp.int32) if kind == jnp.bool_ else values
-    identity = jnp.asarray(jnp.iinfo(wide.dtype).min, wide.dtype)
+    lowest = -jnp.inf if jnp.issubdtype(kind, jnp.floating) else jnp.iinfo(wide.dtype).min
+    identity = jnp.asarray(lowest, wide.dtype)
     ones, none = (1,) * values.ndim, ((0, 0),) * values.ndim
     made = lax.reduce_window(wide[None], identity, lax.max, (2, *ones), (1, *ones), ((0, 1), *none))[0]
     return made > 0 if kind == jnp.bool_ else made

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from vsim.npu.fields import settle
 from vsim.systolic.designs import Designs
 from vsim.systolic.layers import MatrixTable, VectorTable
 from vsim.systolic.operators import VectorOperator
@@ -57,17 +57,6 @@ def padded(size: jax.Array, side: jax.Array) -> jax.Array:
 def in_extent(out_extent: jax.Array, stride: jax.Array, kernel: jax.Array) -> jax.Array:
     """Input rows (or columns) that so many output rows read."""
     return (out_extent - 1) * stride + kernel
-
-
-def settle(value: jax.Array) -> jax.Array:
-    """The value as it is, in a buffer of its own.
-
-    XLA's CPU kernels work a tile out again for every cost that uses it (`lax.optimization_barrier` is gone too early),
-    but a reduction over a window is never fused into its users: here over a window of two, one of them padding.
-    """
-    ones, none = (1,) * value.ndim, ((0, 0),) * value.ndim
-    identity = jnp.asarray(-jnp.inf, value.dtype)
-    return lax.reduce_window(value[None], identity, lax.max, (2, *ones), (1, *ones), ((0, 1), *none))[0]
 
 
 def _largest_map(
