@@ -59,7 +59,7 @@ def _explain(model: type[BaseModel], problem: Mapping[str, Any]) -> tuple[Loc, s
     if kind == "model_type":
         inner = model_at(model, loc) or model
         return loc, f"{key} = {value!r}: expected keys: {', '.join(inner.model_fields)}"
-    if kind in ("greater_than_equal", "less_than_equal"):
+    if kind in ("greater_than", "greater_than_equal", "less_than_equal"):
         return loc, f"{key} = {value!r} is out of range: expected {_range(model, loc)}"
     if kind == "literal_error":
         return loc, f"{key} = {value!r} is not valid; expected {context['expected']}"
@@ -111,10 +111,13 @@ def model_at(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel
 
 
 def _range(model: type[BaseModel], loc: Sequence[str | int]) -> str:
-    """``"low..high"`` as declared with `within`."""
+    """``"low..high"`` as declared with `within`, or the one limit that a value has."""
     _, metadata = _annotation_at(model, loc)
     limits: dict[str, int] = {}
     for entry in metadata:
         for item in (entry, *getattr(entry, "metadata", ())):
-            limits |= {name: getattr(item, name) for name in ("ge", "le") if hasattr(item, name)}
-    return f"{limits['ge']}..{limits['le']}"
+            limits |= {name: getattr(item, name) for name in ("gt", "ge", "le") if hasattr(item, name)}
+    if {"ge", "le"} <= limits.keys():
+        return f"{limits['ge']}..{limits['le']}"
+    words = {"gt": "above", "ge": "at least", "le": "at most"}
+    return " and ".join(f"{words[name]} {limit}" for name, limit in limits.items())

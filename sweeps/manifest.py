@@ -30,8 +30,11 @@ class RunRecord:
         self._earlier_runs = read_manifest(self.folder.path)["runs"] if exists else []
         self._started = _now()
         self._clock = time.perf_counter()
-        self._finished_before = len(self.folder.results)
+        self._finished_before = self._finished()
         self._revision = git_revision()
+
+    def _finished(self) -> int:
+        return sum(self.folder.has_finished(digest) for digest in self.folder.results)
 
     def write(self, state: str) -> None:
         """Write the manifest with this run in `state`: running, finished or interrupted."""
@@ -39,7 +42,7 @@ class RunRecord:
             "state": state,
             "started": self._started,
             "seconds": round(time.perf_counter() - self._clock, 3),
-            "points_finished": len(self.folder.results) - self._finished_before,
+            "points_finished": self._finished() - self._finished_before,
             "lane_cycles": self.lane_cycles,
             "versions": versions(),
             "git_revision": self._revision,

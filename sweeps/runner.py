@@ -12,13 +12,14 @@ from typing import Any
 from hwconfigs.errors import UserError
 from lowering.mix import Mix
 from lowering.program import Program
+from sweeps.estimates import Estimate, estimate_points, pruned
 from sweeps.manifest import RunRecord
 from sweeps.mix_points import TenantsPoint
 from sweeps.mix_programs import lower_mixes
 from sweeps.points import Expansion, Point
 from sweeps.programs import lower_points
 from sweeps.spec import LoadedSpec
-from sweeps.store import ResultFolder, write_tables
+from sweeps.store import STATUS_PRUNED, ResultFolder, write_tables
 from vsim.api import Progress, SimPoint, SimResult, simulate
 from vsim.mixes import MixPoint, simulate_mixes
 
@@ -28,12 +29,16 @@ STATUS_NOT_LOWERED = "not_lowered"
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """What a run of a sweep did. failed: label and status (with reason) of every stored point that is not ok."""
+    """What a run of a sweep did.
+
+    failed: label and status (with reason) of every stored point that is neither ok nor pruned.
+    """
 
     folder: Path
     points: int
     reused: int
     simulated: int
+    pruned: int
     failed: tuple[tuple[str, str], ...]
     lane_cycles: int
     seconds: float
@@ -41,6 +46,9 @@ class SweepSummary:
 
 class Observer:
     """Hears how a run advances. This one says nothing."""
+
+    def estimating(self, total: int) -> None:
+        """Take note that the closed form is evaluated for `total` points."""
 
     def lowering(self, done: int, total: int) -> None:
         """Take note that `done` of `total` points are lowered."""
@@ -71,11 +79,16 @@ def run_sweep(
     with ResultFolder.open(out, points, resume=resume) as folder:
         record = RunRecord(loaded, expansion, folder)
         record.write("running")
-        todo = list({point.digest: point for point in points if point.digest not in folder.results}.values())
-        reused = sum(point.digest in folder.results for point in points)
+        reused = sum(folder.has_finished(point.digest) for point in points)
+        todo: list[Point | TenantsPoint] = []
         state = "interrupted"
         try:
-            _run_points(todo, folder, record, loaded.spec.lanes, reused, observer)
+            estimates, discarded = _estimates(loaded, points, folder, observer)
+            unfinished = {point.digest: point for point in points if not folder.has_finished(point.digest)}
+            todo = [point for digest, point in unfinished.items() if digest not in discarded]
+            for digest in [digest for digest in discarded if digest in unfinished]:
+                _keep_pruned(folder, digest, discarded[digest], estimates[digest])
+            _run_points(todo, estimates, folder, record, loaded.spec.lanes, reused, observer)
             state = "finished"
         finally:
             write_tables(folder.path, points, folder.results)
@@ -85,14 +98,38 @@ def run_sweep(
             points=len(points),
             reused=reused,
             simulated=len(todo),
+            pruned=sum(folder.results[point.digest]["status"] == STATUS_PRUNED for point in points),
             failed=tuple(_failures(points, folder.results)),
             lane_cycles=record.lane_cycles,
             seconds=time.perf_counter() - started,
         )
 
 
+def _estimates(
+    loaded: LoadedSpec, points: Sequence[Point | TenantsPoint], folder: ResultFolder, observer: Observer
+) -> tuple[dict[str, Estimate], dict[str, str]]:
+    """Of every point its estimate, and of the pruned ones why; nothing where nothing is to be pruned.
+
+    Which points are pruned depends on all points of the specification, finished or not. Without pruning there are no
+    estimates: compiling them takes longer than a small sweep.
+    """
+    models = [point for point in points if isinstance(point, Point)]
+    if loaded.spec.prune is None or all(folder.has_finished(point.digest) for point in models):
+        return {}, {}
+    observer.estimating(len(models))
+    estimates = estimate_points(models)
+    return estimates, pruned(loaded, models, estimates)
+
+
+def _keep_pruned(folder: ResultFolder, digest: str, reason: str, estimate: Estimate) -> None:
+    result = {"status": STATUS_PRUNED, "message": reason, "cycles": None, **estimate.columns()}
+    if folder.results.get(digest) != result:
+        folder.append(digest, result)
+
+
 def _run_points(
     todo: Sequence[Point | TenantsPoint],
+    estimates: Mapping[str, Estimate],
     folder: ResultFolder,
     record: RunRecord,
     lanes: int | None,
@@ -102,11 +139,16 @@ def _run_points(
     if not todo:
         return
     runnable, errors, simulation = _prepare(todo, observer)
+
+    def columns(digest: str) -> dict[str, float | None]:
+        return estimates[digest].columns() if digest in estimates else {}
+
     for digest, error in errors.items():
-        folder.append(digest, {"status": STATUS_NOT_LOWERED, "message": str(error)})
+        folder.append(digest, {"status": STATUS_NOT_LOWERED, "message": str(error), **columns(digest)})
 
     def keep(index: int, result: SimResult) -> None:
-        folder.append(runnable[index], result.to_json())
+        digest = runnable[index]
+        folder.append(digest, {**result.to_json(), **columns(digest)})
 
     def advance(progress: Progress) -> None:
         record.lane_cycles = progress.lane_cycles
@@ -150,7 +192,7 @@ def _failures(points: Sequence[Point | TenantsPoint], results: Mapping[str, dict
     failures = []
     for point in points:
         result = results[point.digest]
-        if result["status"] != STATUS_OK:
+        if result["status"] not in (STATUS_OK, STATUS_PRUNED):
             reason = f": {result['message']}" if result.get("message") else ""
             failures.append((point.label, result["status"] + reason))
     return failures

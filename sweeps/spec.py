@@ -17,6 +17,7 @@
       dram.write_queue: dram.read_queue // 2
     exclude:                            # a point that matches all of a condition is dropped
       - {dram.channels: 16, cores.rows: [64]}
+    prune: {keep: 0.25}                 # simulate the best quarter by the closed form, or {factor: 1.5}: see `Prune`
 
 Instead of a model, tenants can share the chip; `sweeps.mix_points` explains the keys ``mix``, ``workloads`` and
 ``alone`` and what can be swept then.
@@ -99,12 +100,32 @@ def _tidy(value: int | float) -> int | float:
     return value if isinstance(value, int) else float(f"{value:.12g}")
 
 
+class Prune(Frozen):
+    """Which points are simulated, by what the closed form expects of them (see `sweeps.estimates`); the others end with
+    status ``pruned`` and their estimate, and have no cycles.
+
+    keep: this share of the points, the fastest, rounded up. factor: those that take at most so many times as long as
+    the fastest. Both by estimated time (not cycles: clocks may differ), each workload (model, batch, dims) by itself;
+    points with the estimate of the last one kept are kept too. ``keep: 1`` prunes nothing, and stores the estimates.
+    """
+
+    keep: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
+    factor: Annotated[FiniteFloat, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.keep is None) == (self.factor is None):
+            raise ValueError("give either 'keep' or 'factor'")
+        return self
+
+
 class SweepSpec(Frozen):
     """A validated sweep specification. Keys of `set`, `sweep`, `zip`, `derived` and `exclude` are dotted hardware
     keys (``dram.channels``), or ``model``, ``batch``, ``base`` and ``dims.NAME``.
 
     max_cycles: core cycles after which a point stops with status ``cycle_limit``.
     lanes: points simulated side by side; left out, as many as measured best.
+    prune: see `Prune`; left out, every point is simulated.
     mix, workloads, alone: see `sweeps.mix_points`.
     """
 
@@ -125,6 +146,7 @@ class SweepSpec(Frozen):
     skip_unknown: bool = False
     max_cycles: Annotated[int, within(1, MAX_CYCLES)] | None = None
     lanes: Annotated[int, within(1, MAX_LANES)] | None = None
+    prune: Prune | None = None
 
     @field_validator("zip", "exclude", mode="before")
     @classmethod
@@ -136,7 +158,8 @@ class SweepSpec(Frozen):
     def _check_kind(self) -> Self:
         if not isinstance(self.mix, str | Mapping | None):
             raise ValueError(f"mix = {self.mix!r}: expected a mix file or its content")
-        of_mixes, of_models = ("workloads", "alone"), ("model", "batch", "dims", "base", "compat", "skip_unknown")
+        of_mixes = ("workloads", "alone")
+        of_models = ("model", "batch", "dims", "base", "compat", "skip_unknown", "prune")
         for key in of_models if self.mix is not None else of_mixes:
             if key in self.model_fields_set:
                 raise ValueError(f"{key} does not go {'with' if self.mix is not None else 'without'} a mix")

@@ -26,6 +26,8 @@ MANIFEST = "manifest.json"
 JOURNAL = "journal.jsonl"
 LOCK = ".lock"
 FORMAT = 1
+STATUS_PRUNED = "pruned"
+"""Of a point that was not simulated, since the closed form expects too much time of it (`sweeps.estimates`)."""
 
 
 AnyPoint = Point | TenantsPoint
@@ -72,6 +74,10 @@ class ResultFolder:
     ) -> None:
         self._journal.close()
         self._lock.close()
+
+    def has_finished(self, digest: str) -> bool:
+        """Tell whether a point has a result; one that was pruned has none, and may be simulated later."""
+        return digest in self.results and self.results[digest]["status"] != STATUS_PRUNED
 
     def append(self, digest: str, result: dict[str, Any]) -> None:
         """Record the result of a point; it is on disk when this returns."""
@@ -205,7 +211,11 @@ def write_tables(path: Path, points: Sequence[AnyPoint], results: Mapping[str, d
 
 
 def _result_row(point: AnyPoint, result: Mapping[str, Any]) -> dict[str, Any]:
-    layers = result.get("layers", [])
+    layers = result.get("layers")
+
+    def total(name: str) -> int | None:
+        return None if layers is None else sum(layer[name] for layer in layers)
+
     return {
         "point": point.index,
         "hash": point.digest,
@@ -213,9 +223,9 @@ def _result_row(point: AnyPoint, result: Mapping[str, Any]) -> dict[str, Any]:
         "hw": point.hw.name,
         **point.values,
         **_scalars(result),
-        "macs": sum(layer["macs"] for layer in layers),
-        "load_bytes": sum(layer["load_bytes"] for layer in layers),
-        "store_bytes": sum(layer["store_bytes"] for layer in layers),
+        "macs": total("macs"),
+        "load_bytes": total("load_bytes"),
+        "store_bytes": total("store_bytes"),
     }
 
 

@@ -44,6 +44,10 @@ class ProgressReport(Observer):
     ) -> None:
         self._bar.stop()
 
+    def estimating(self, total: int) -> None:
+        """Show that estimates are under way; they come all at once."""
+        self._show("evaluating the closed form", 0, total, "")
+
     def lowering(self, done: int, total: int) -> None:
         """Show how many points are lowered."""
         self._show("lowering", done, total, "")
@@ -87,9 +91,10 @@ def format_seconds(seconds: float) -> str:
 
 def print_summary(summary: SweepSummary, console: Console) -> None:
     """Print what a sweep did, where its results are, and which points failed."""
-    good = summary.points - len(summary.failed)
+    good = summary.points - len(summary.failed) - summary.pruned
     reused = f", {summary.reused} of them from before" if summary.reused else ""
-    console.print(f"{good} of {summary.points} points ok{reused}; results in {summary.folder}")
+    pruned = f", {summary.pruned} pruned by their estimates" if summary.pruned else ""
+    console.print(f"{good} of {summary.points} points ok{reused}{pruned}; results in {summary.folder}")
     if summary.simulated and summary.seconds:
         speed = summary.lane_cycles / summary.seconds
         console.print(

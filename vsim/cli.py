@@ -19,7 +19,7 @@ import typer
 from hwconfigs.errors import UserError
 from hwconfigs.load import load_hw, preset_names
 from hwconfigs.schema import HwConfig
-from vsim import cli_serving, cli_systolic, cli_tables
+from vsim import cli_compare, cli_serving, cli_systolic, cli_tables
 from vsim.cli_options import (
     BatchOption,
     DimsOption,
@@ -423,6 +423,7 @@ def figures(
 
 
 app.command()(cli_serving.serve)
+app.command()(cli_compare.compare)
 
 
 @hw_app.command("list")

@@ -49,11 +49,16 @@ _COPIES = frozenset(
 
 @dataclass(frozen=True)
 class Bridged:
-    """The layers of a graph, and what was left out of them. roles: of the operators of a training iteration."""
+    """The layers of a graph, and what was left out of them.
+
+    heads: of each layer, the node that its group begins with (ONNX models only). roles: of the operators of a training
+    iteration.
+    """
 
     layers: list[Layer]
     warnings: list[str] = field(default_factory=list)
     roles: Mapping[str, str] = field(default_factory=dict)
+    heads: tuple[str, ...] = ()
 
     def role_of(self, layer: Layer) -> str:
         """The role of the operator that a layer, or a part of one ("NAME statistics"), stems from."""
@@ -66,6 +71,7 @@ def bridge(graph: Graph, *, skip_unknown: bool = False) -> Bridged:
     Raises UnsupportedError for an operator that the closed-form model does not know, unless ``skip_unknown``.
     """
     layers: list[Layer] = []
+    heads: list[str] = []
     warnings: list[str] = []
     for group in fuse(simplify(canonical(graph))):
         node = group.head
@@ -73,13 +79,15 @@ def bridge(graph: Graph, *, skip_unknown: bool = False) -> Bridged:
             continue
         rule = _rule(node)
         if rule is not None:
-            layers += rule(group)
+            own = rule(group)
+            layers += own
+            heads += [node.name] * len(own)
             continue
         what = f"node {node.name}: operator {node.op} is not modelled by the closed-form model"
         if not skip_unknown:
             raise UnsupportedError(f"{what}; --skip-unknown leaves it out")
         warnings.append(f"{what}, it was skipped")
-    return Bridged(_told_of_neighbours(layers), warnings)
+    return Bridged(_told_of_neighbours(layers), warnings, heads=tuple(heads))
 
 
 def _told_of_neighbours(layers: list[Layer]) -> list[Layer]:

@@ -26,7 +26,7 @@ from vsim.systolic.matrix_cost import MatrixCost, matrix_cost
 from vsim.systolic.operators import VectorOperator
 from vsim.systolic.rounding import ceil
 from vsim.systolic.tiling import MatrixTile, VectorTile, padded
-from vsim.systolic.vector_cost import PIPELINE_FILL_CYCLES, VectorCost, vector_cost
+from vsim.systolic.vector_cost import VectorCost, vector_cost
 
 
 class _Counts(NamedTuple):
@@ -69,33 +69,40 @@ def corrected_matrix_cost(layer: MatrixTable, design: Designs, tile: MatrixTile)
     streamed = pixels * blocks + blocks * counts.maps * _exposed_preload(layer, design, tile)
     fill = design.rows - 1 + design.cols - 1 + jnp.where(design.spare_weights > 0, design.rows, 0)
 
+    # Partial sums that never leave the accumulators cost the weights of every position of the reduction a map tile.
+    keeps = design.keeps_sums > 0
+    reloads = jnp.where(keeps & (counts.reductions > 1), counts.maps, 1)
+    # Groups of a convolution with few channels lie along the diagonal of the array, several in one pass.
+    beside = jnp.minimum(jnp.floor(design.rows / layer.in_channels), jnp.floor(design.cols / layer.out_channels))
+    beside = jnp.where(layer.is_gemm > 0, 1, jnp.clip(beside, 1, layer.groups))
+    groups = ceil(layer.groups / beside)
+    in_stored = jnp.where(design.packed > 0, layer.in_channels * beside, all_in)
+    out_stored = jnp.where(design.packed > 0, layer.out_channels * beside, all_out)
+    of_weights = in_stored * out_stored / jnp.where(design.packed > 0, beside, 1)
     rows_in = _halo(layer.out_height, high, layer.stride, layer.kernel)
     columns_in = _halo(layer.out_width, wide, layer.stride, layer.kernel)
     # One tile of inputs stays where neither the map nor the reduction moves on.
     passes = jnp.where(counts.maps * counts.reductions > 1, counts.outputs, 1)
-    ifmap = rows_in * columns_in * layer.batch * all_in * layer.useful_input * passes * design.activation_bits
-    weights = layer.kernel * layer.kernel * layer.useful_kernel * all_in * all_out * design.weight_bits
-    # Weights stay while the map moves on; one set of weights for each position of the reduction.
+    ifmap = rows_in * columns_in * layer.batch * in_stored * layer.useful_input * passes * design.activation_bits
+    weights = layer.kernel * layer.kernel * layer.useful_kernel * of_weights * design.weight_bits
     outputs = pixels * all_out
-    psum = outputs * (2 * counts.reductions - 2) * design.accumulator_bits
-    ofmap = jnp.where(layer.fused > 0, 0, outputs * design.output_bits)
-    bias = all_out * design.bias_bits
+    stored = pixels * out_stored
+    psum = jnp.where(keeps, 0, stored * (2 * counts.reductions - 2) * design.accumulator_bits)
+    ofmap = jnp.where(layer.fused > 0, 0, stored * design.output_bits)
+    bias = out_stored * design.bias_bits
     busy = streamed / tiles
     moved = _Transfers(
         weights=weights / (counts.reductions * counts.outputs),
         bias=bias / counts.outputs,
         ifmap=ifmap / (tiles / counts.outputs * passes),
-        psum=outputs * design.accumulator_bits / (counts.maps * counts.outputs),
+        psum=stored * design.accumulator_bits / (counts.maps * counts.outputs),
     )
     total = _pipeline(layer, design, counts, moved, busy) + fill
-    # Groups of a convolution with few channels lie along the diagonal of the array, several in one pass.
-    side_by_side = jnp.minimum(jnp.floor(design.rows / layer.in_channels), jnp.floor(design.cols / layer.out_channels))
-    groups = ceil(layer.groups / jnp.where(layer.is_gemm > 0, 1, jnp.maximum(1, side_by_side)))
     compute = streamed + fill
     return plain._replace(
         compute_cycles=compute * groups,
         stall_cycles=(total - compute) * groups,
-        dram_filter_bits=weights * groups,
+        dram_filter_bits=weights * reloads * groups,
         dram_ifmap_bits=ifmap * groups,
         dram_psum_bits=psum * groups,
         dram_ofmap_bits=ofmap * groups,
@@ -137,23 +144,29 @@ def _pipeline(layer: MatrixTable, design: Designs, counts: _Counts, moved: _Tran
     """Cycles of a layer from its first load to its last store.
 
     Between two tiles one of four things happens: new output channels begin, a new position of the reduction, or the map
-    moves on, at the first position of the reduction or at a later one, where partial sums are read back.
+    moves on, at the first position of the reduction or at a later one, where partial sums are read back. Where the
+    design keeps sums instead, all positions of the reduction follow one another on a tile of the map, and weights are
+    loaded for each.
     """
     maps, reductions, outputs = counts
     none = jnp.zeros_like(busy)
     results = jnp.where(layer.fused > 0, 0, moved.psum * design.output_bits / design.accumulator_bits)
+    keeps = design.keeps_sums > 0
+    psum = jnp.where(keeps, 0, moved.psum)
     # Sums that are not complete are stored as such; with several positions of the reduction most tiles are.
-    stored = jnp.where(reductions == 1, results, moved.psum)
+    stored = jnp.where(keeps | (reductions == 1), results, moved.psum)
+    partial = jnp.where(keeps, 0, stored)
+    again = jnp.where(keeps & (reductions > 1), moved.weights, 0)
     ifmap = jnp.where(maps * reductions > 1, moved.ifmap, 0)
     new_outputs = _Transfers(moved.weights, moved.bias, ifmap, none)
-    new_weights = _Transfers(moved.weights, none, ifmap, moved.psum)
-    next_map = _Transfers(none, none, ifmap, none)
-    next_sums = _Transfers(none, none, ifmap, moved.psum)
+    new_weights = _Transfers(moved.weights, none, ifmap, psum)
+    next_map = _Transfers(again, none, ifmap, none)
+    next_sums = _Transfers(again, none, ifmap, psum)
     between = (
         (outputs - 1) * _step(design, busy, new_outputs, stored)
-        + outputs * (reductions - 1) * _step(design, busy, new_weights, stored)
+        + outputs * (reductions - 1) * _step(design, busy, new_weights, partial)
         + outputs * (maps - 1) * _step(design, busy, next_map, stored)
-        + outputs * (reductions - 1) * (maps - 1) * _step(design, busy, next_sums, stored)
+        + outputs * (reductions - 1) * (maps - 1) * _step(design, busy, next_sums, partial)
     )
     first = _step(design, 0, moved._replace(psum=none), 0)
     before_last = jnp.where(maps * reductions * outputs > 1, stored, 0)
@@ -165,11 +178,11 @@ def corrected_vector_cost(layer: VectorTable, design: Designs, tile: VectorTile)
     """Cost of one layer of the vector unit; its tile was cut for half of each memory."""
     plain = vector_cost(layer, design, tile)
     sides = layer.width / tile.width * (layer.height / tile.height) * (layer.batch / tile.batch)
-    channels = padded(layer.channels, design.cols) / tile.channels
+    channels = padded(layer.channels, design.channel_granule) / tile.channels
     whole = sides * ceil(channels)
     # The pipeline fills for whole tiles only.
     passes = layer.coefficients[VectorOperator.COLUMNS["passes"]]
-    compute = plain.compute_cycles + (whole - sides * channels) * passes * (PIPELINE_FILL_CYCLES + design.cols - 1)
+    compute = plain.compute_cycles + (whole - sides * channels) * passes * design.vector_fill_cycles
     bits = plain.dram_in_bits + plain.dram_out_bits
     moving = bits / jnp.minimum(design.vector_port_bits, design.dram_bits)
     # The first tile is loaded before there is work, the last is stored after it.

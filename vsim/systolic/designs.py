@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 from hwconfigs.systolic_schema import SystolicHw
 
 KIB_BITS = 8 * 1024
+WORD_BITS = 32
+"""The vector unit of SimDIT's template works on 32-bit words."""
+PIPELINE_FILL_CYCLES = 5
+"""Its six stages; its lanes start one after the other."""
 
 
 @struct.dataclass
@@ -42,6 +47,22 @@ class Designs:
     rsqrt_cycles: jax.Array
     spare_weights: jax.Array
     """1 where weights are loaded through the rows of the array."""
+    lanes: jax.Array
+    """Of the vector unit."""
+    word_bits: jax.Array
+    """Of an element in the vector memories, and in DRAM but for what a matrix layer reads."""
+    vector_fill_cycles: jax.Array
+    """From the start of a tile to the first result of the last lane."""
+    packed: jax.Array
+    """1 where tensors are stored without padding; else channels are padded to the sides of the array or the lanes."""
+    keeps_sums: jax.Array
+    """1 where sums stay in the accumulators until they are complete, and weights are loaded again for each tile of the
+    map; else weights stay, and partial sums travel."""
+
+    @property
+    def channel_granule(self) -> jax.Array:
+        """What the channels of a vector tile are a multiple of."""
+        return jnp.where(self.packed > 0, 1, self.lanes)
 
     @property
     def count(self) -> int:
@@ -80,6 +101,11 @@ def _row(hw: SystolicHw) -> tuple[float, ...]:
         latency.exp_cycles,
         latency.rsqrt_cycles,
         hw.array.spare_weights,
+        hw.array.cols,
+        WORD_BITS,
+        PIPELINE_FILL_CYCLES + hw.array.cols - 1,
+        False,
+        False,
     )
 
 

@@ -15,7 +15,17 @@ import numpy as np
 
 from vsim.systolic.corrected import corrected_matrix_cost, corrected_vector_cost, halved
 from vsim.systolic.designs import Designs
-from vsim.systolic.layers import Chains, Layer, LayerTable, MatrixLayer, MatrixTable, VectorTable, chains, table
+from vsim.systolic.layers import (
+    Chains,
+    Layer,
+    LayerTable,
+    MatrixLayer,
+    MatrixTable,
+    VectorTable,
+    chain_starts,
+    chains,
+    table,
+)
 from vsim.systolic.matrix_cost import MatrixCost, matrix_cost
 from vsim.systolic.rounding import ceil
 from vsim.systolic.tiling import MatrixTile, VectorTile, matrix_tile, vector_tile
@@ -162,12 +172,32 @@ def _cycles(layers: LayerTable, chains: Chains, designs: Designs, faults: bool) 
     return jnp.where(fits, cycles_of(layers, chains, designs, grid, faults), jnp.inf)
 
 
+def evaluate_chains(layers: Sequence[Layer], designs: Designs) -> tuple[Evaluation, np.ndarray]:
+    """`evaluate` in the corrected mode, and the cycles of each chain on each design, float64 ``(chains, designs)``."""
+    with jax.enable_x64(True):
+        found, cycles = on_host(_grid_and_chains(table(layers), chains(layers), designs))
+    return found, cycles[: len(chain_starts(layers))]
+
+
+@jax.jit
+def _grid_and_chains(layers: LayerTable, chains: Chains, designs: Designs) -> tuple[Evaluation, jax.Array]:
+    grid = _grid(layers, designs, False)
+    return grid, of_each_chain(layers, chains, designs, grid)
+
+
 def cycles_of(layers: LayerTable, chains: Chains, designs: Designs, grid: Evaluation, faults: bool) -> jax.Array:
     """Cycles of the network of which ``grid`` holds every layer; differentiable."""
+    if faults:
+        array = grid.matrix.compute_cycles + grid.matrix.stall_cycles
+        unit = grid.vector.compute_cycles + grid.vector.stall_cycles
+        return array.sum(axis=0) + unit.sum(axis=0)
+    return of_each_chain(layers, chains, designs, grid).sum(axis=0)
+
+
+def of_each_chain(layers: LayerTable, chains: Chains, designs: Designs, grid: Evaluation) -> jax.Array:
+    """Cycles of each chain, ``(layers, designs)``: one row for each, then zeros."""
     array = grid.matrix.compute_cycles + grid.matrix.stall_cycles
     unit = grid.vector.compute_cycles + grid.vector.stall_cycles
-    if faults:
-        return array.sum(axis=0) + unit.sum(axis=0)
     count = layers.matrix.batch.shape[0] + layers.vector.batch.shape[0]
 
     def of_chain(of_matrix: jax.Array | float, of_vector: jax.Array | float) -> jax.Array:
@@ -179,7 +209,7 @@ def cycles_of(layers: LayerTable, chains: Chains, designs: Designs, grid: Evalua
     tiles = of_chain(_output_tiles(layers.matrix, grid.matrix_tile), 0.0)
     last = jnp.where(tiles > 0, vector / jnp.maximum(tiles, 1), 0)
     overlapped = jnp.maximum(jnp.maximum(matrix, vector), memory / designs.dram_bits) + last
-    return jnp.minimum(overlapped, matrix + vector).sum(axis=0)
+    return jnp.minimum(overlapped, matrix + vector)
 
 
 def cost_on_tiles(

@@ -46,6 +46,8 @@ class MatrixLayer:
     """Share of the kernel that is not inserted zeros; the compatibility mode multiplies the zeros too."""
     useful_input: float = 1.0
     """Share of the input that is not inserted zeros."""
+    uneven_tiles: bool = False
+    """Whether the last tile of a side of the map may be smaller than the others, whatever the kernel."""
 
     @property
     def is_gemm(self) -> bool:
@@ -196,7 +198,10 @@ def table(layers: Sequence[Layer]) -> LayerTable:
 
 def _matrix_table(layers: Sequence[MatrixLayer]) -> MatrixTable:
     maps = [
-        _map_tiles(layer.out_width, layer.out_height, exact=layer.kernel <= LARGEST_TILED_EXACTLY) for layer in layers
+        _map_tiles(
+            layer.out_width, layer.out_height, exact=layer.kernel <= LARGEST_TILED_EXACTLY and not layer.uneven_tiles
+        )
+        for layer in layers
     ]
     return MatrixTable(
         *_columns(

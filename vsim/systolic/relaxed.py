@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vsim.systolic.designs import Designs
 from vsim.systolic.layers import MatrixTable, VectorTable
 from vsim.systolic.operators import VectorOperator
-from vsim.systolic.tiling import WORD_BITS, MatrixTile, VectorTile, in_extent, padded
+from vsim.systolic.tiling import MatrixTile, VectorTile, in_extent, padded
 
 
 def relaxed_matrix_tile(layer: MatrixTable, design: Designs) -> MatrixTile:
@@ -47,27 +47,28 @@ def relaxed_matrix_tile(layer: MatrixTable, design: Designs) -> MatrixTile:
 def relaxed_vector_tile(layer: VectorTable, design: Designs) -> VectorTile:
     """Side of the map, then channels and batch in the operator's order."""
     share = {name: layer.coefficients[index] for name, index in VectorOperator.COLUMNS.items()}
-    room = design.vector_tile_bits / WORD_BITS - share["fit_lanes"] * design.cols
-    channel_room = design.vector_tile_bits * share["channel_share"] / WORD_BITS
-    all_channels = padded(layer.channels, design.cols)
+    room = design.vector_tile_bits / design.word_bits - share["fit_lanes"] * design.lanes
+    channel_room = design.vector_tile_bits * share["channel_share"] / design.word_bits
+    granule = design.channel_granule
+    all_channels = padded(layer.channels, granule)
 
     def words(width: jax.Array, height: jax.Array) -> jax.Array:
         window = in_extent(width, layer.stride, layer.kernel) * in_extent(height, layer.stride, layer.kernel)
         return share["fit_tiles"] * width * height + share["fit_windows"] * window
 
-    shrink = jnp.sqrt(jnp.clip(room / (words(layer.width, layer.height) * design.cols), 1e-6, 1))
+    shrink = jnp.sqrt(jnp.clip(room / (words(layer.width, layer.height) * granule), 1e-6, 1))
     width, height = jnp.maximum(1, layer.width * shrink), jnp.maximum(1, layer.height * shrink)
     of_channel = words(width, height)
 
     def channels_beside(batch: jax.Array | float) -> jax.Array:
         fitting = jnp.minimum(room / (of_channel * batch + share["fit_channels"]), channel_room)
-        return jnp.clip(fitting, design.cols, all_channels)
+        return jnp.clip(fitting, granule, all_channels)
 
     def batch_beside(channels: jax.Array) -> jax.Array:
         return jnp.clip((room / channels - share["fit_channels"]) / of_channel, 1, layer.batch)
 
     batch_first = share["batch_first"] > 0
     alone = channels_beside(1.0)
-    batch = jnp.where(batch_first, batch_beside(design.cols), batch_beside(alone))
+    batch = jnp.where(batch_first, batch_beside(granule), batch_beside(alone))
     channels = jnp.where(batch_first, channels_beside(batch), alone)
     return VectorTile(width, height, channels, batch, jnp.ones_like(width, bool))

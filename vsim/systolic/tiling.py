@@ -18,10 +18,6 @@ from vsim.systolic.layers import MatrixTable, VectorTable
 from vsim.systolic.operators import VectorOperator
 from vsim.systolic.rounding import ceil
 
-WORD_BITS = 32
-"""The vector unit works on 32-bit words."""
-
-
 _PACKED = 1 << 16
 """More than any side of a map."""
 
@@ -128,26 +124,27 @@ def vector_tile(layer: VectorTable, design: Designs) -> VectorTile:
     """Output map, then channels and batch in the operator's order."""
     column = VectorOperator.COLUMNS
     share = layer.coefficients
-    room = design.vector_tile_bits / WORD_BITS - share[column["fit_lanes"]] * design.cols
-    channel_room = jnp.floor(design.vector_tile_bits * share[column["channel_share"]] / WORD_BITS)
-    all_channels = padded(layer.channels, design.cols)
+    room = design.vector_tile_bits / design.word_bits - share[column["fit_lanes"]] * design.lanes
+    channel_room = jnp.floor(design.vector_tile_bits * share[column["channel_share"]] / design.word_bits)
+    granule = design.channel_granule
+    all_channels = padded(layer.channels, granule)
 
     def words_of_channel(width: jax.Array, height: jax.Array, batch: jax.Array | float) -> jax.Array:
         window = in_extent(width, layer.stride, layer.kernel) * in_extent(height, layer.stride, layer.kernel)
         tiles = share[column["fit_tiles"]] * width * height + share[column["fit_windows"]] * window
         return tiles * batch + share[column["fit_channels"]]
 
-    width, height = _largest_map(layer, lambda width, height: words_of_channel(width, height, 1) * design.cols <= room)
+    width, height = _largest_map(layer, lambda width, height: words_of_channel(width, height, 1) * granule <= room)
 
     def channels_beside(batch: jax.Array | float) -> jax.Array:
         groups = jnp.minimum(
-            jnp.floor(room / (words_of_channel(width, height, batch) * design.cols)),
-            jnp.floor(channel_room / design.cols),
+            jnp.floor(room / (words_of_channel(width, height, batch) * granule)),
+            jnp.floor(channel_room / granule),
         )
-        return design.cols * jnp.maximum(1, jnp.minimum(all_channels / design.cols, groups))
+        return granule * jnp.maximum(1, jnp.minimum(all_channels / granule, groups))
 
     batch_first = share[column["batch_first"]] > 0
-    beside = jnp.where(batch_first, design.cols, channels_beside(1))
+    beside = jnp.where(batch_first, granule, channels_beside(1))
     batch = _largest(layer.batch_tiles, lambda batch: words_of_channel(width, height, batch) * beside <= room)
     channels = settle(jnp.where(batch_first, channels_beside(batch), beside))
     fits = words_of_channel(width, height, batch) * channels <= room

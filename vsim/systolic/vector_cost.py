@@ -14,10 +14,7 @@ from vsim.systolic.designs import Designs
 from vsim.systolic.layers import VectorTable
 from vsim.systolic.operators import VectorOperator
 from vsim.systolic.rounding import ceil
-from vsim.systolic.tiling import WORD_BITS, VectorTile, in_extent, padded
-
-PIPELINE_FILL_CYCLES = 5
-"""Six stages; the lanes start one after the other."""
+from vsim.systolic.tiling import VectorTile, in_extent, padded
 
 
 class VectorCost(NamedTuple):
@@ -40,8 +37,8 @@ class VectorCost(NamedTuple):
 def vector_cost(layer: VectorTable, design: Designs, tile: VectorTile) -> VectorCost:
     """Cost of one layer on one design with the given tile."""
     c = {name: layer.coefficients[index] for name, index in VectorOperator.COLUMNS.items()}
-    out_bits = jnp.where(layer.feeds_matrix > 0, design.activation_bits, WORD_BITS)
-    all_channels = padded(layer.channels, design.cols)
+    out_bits = jnp.where(layer.feeds_matrix > 0, design.activation_bits, design.word_bits)
+    all_channels = padded(layer.channels, design.channel_granule)
     inner = layer.width / tile.width * (layer.height / tile.height) * (layer.batch / tile.batch)
     inner = jnp.where(c["whole_batch"] > 0, layer.width / tile.width * (layer.height / tile.height), inner)
     outer = all_channels / tile.channels
@@ -57,22 +54,22 @@ def vector_cost(layer: VectorTable, design: Designs, tile: VectorTile) -> Vector
     of_channel = (
         c["channel_cycles"] + c["channel_divides"] * design.div_cycles + c["channel_rsqrts"] * design.rsqrt_cycles
     )
-    fill = c["passes"] * (PIPELINE_FILL_CYCLES + design.cols - 1)
-    of_tile = of_output * (worked_on / design.cols) + fill
-    compute = of_tile * inner * outer + of_channel * (tile.channels / design.cols) * outer
+    fill = c["passes"] * design.vector_fill_cycles
+    of_tile = of_output * (worked_on / design.lanes) + fill
+    compute = of_tile * inner * outer + of_channel * (tile.channels / design.lanes) * outer
 
-    def moved(words: jax.Array, bits: jax.Array | int) -> jax.Array:
+    def moved(words: jax.Array, bits: jax.Array) -> jax.Array:
         return ceil(words * bits / design.vector_port_bits)
 
     # A fused layer finds one of its operands on the chip.
     tile_loads = c["tile_loads"] - jnp.where((layer.fused > 0) & (c["tile_loads"] > 0), 1, 0)
     of_tile_moved = (
-        tile_loads * moved(outputs, WORD_BITS)
-        + c["window_loads"] * moved(inputs, WORD_BITS)
+        tile_loads * moved(outputs, design.word_bits)
+        + c["window_loads"] * moved(inputs, design.word_bits)
         + c["tile_stores"] * moved(outputs, out_bits)
         + c["window_stores"] * moved(inputs, out_bits)
     )
-    of_channels_moved = c["channel_loads"] * moved(tile.channels, WORD_BITS) + c["channel_stores"] * moved(
+    of_channels_moved = c["channel_loads"] * moved(tile.channels, design.word_bits) + c["channel_stores"] * moved(
         tile.channels, out_bits
     )
     tiles = inner * outer
@@ -90,16 +87,16 @@ def vector_cost(layer: VectorTable, design: Designs, tile: VectorTile) -> Vector
     # Two operands read, one written. Immediates come from a memory of their own; the last result is as wide as the
     # output.
     memory_words = 3 * instructions - immediate_words
-    narrowed = (WORD_BITS - out_bits) * worked * jnp.where(c["tile_stores"] + c["window_stores"] > 0, 1, 0)
+    narrowed = (design.word_bits - out_bits) * worked * jnp.where(c["tile_stores"] + c["window_stores"] > 0, 1, 0)
     return VectorCost(
         compute_cycles=ceil(compute),
         stall_cycles=of_tile_moved * tiles + of_channels_moved * outer,
-        dram_in_bits=loaded * WORD_BITS,
+        dram_in_bits=loaded * design.word_bits,
         dram_out_bits=stored * out_bits,
-        vector_memory_bits=memory_words * WORD_BITS - narrowed,
-        immediate_bits=(c["immediate_operations"] * worked / design.cols + c["channel_immediates"] * all_channels)
-        * WORD_BITS,
-        instruction_bits=instructions / design.cols * WORD_BITS,
+        vector_memory_bits=memory_words * design.word_bits - narrowed,
+        immediate_bits=(c["immediate_operations"] * worked / design.lanes + c["channel_immediates"] * all_channels)
+        * design.word_bits,
+        instruction_bits=instructions / design.lanes * design.word_bits,
         simple_operations=simple,
         divides=divides,
         exps=exps,
