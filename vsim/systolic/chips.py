@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,7 +65,7 @@ def chip_designs(chips: Sequence[HwConfig]) -> Designs:
         reason = no_closed_form(hw)
         if reason is not None:
             raise ConfigError(f"{hw.name}: has no closed form: {reason}")
-    columns = {name: np.array(values, np.float64) for name, values in _columns(chips).items()}
+    columns: dict[str, Any] = {name: np.array(values, np.float64) for name, values in _columns(chips).items()}
     return Designs(**columns)
 
 
