@@ -73,6 +73,11 @@ class LayerBounds:
         best = max(RESOURCES, key=lambda resource: self.cycles[resource][layer])
         return best if self.cycles[best][layer] > 0 else None
 
+    @property
+    def total_cycles(self) -> float:
+        """Least core cycles of all layers one after the other, each bound by its own resource."""
+        return float(sum(np.max([self.cycles[resource] for resource in RESOURCES], axis=0)))
+
     def imbalance(self, layer: int) -> float:
         """Largest share of a core over the mean share, of array time (of vector time where there is none); >= 1."""
         systolic = self.work.systolic_cycles[layer]

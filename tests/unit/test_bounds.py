@@ -100,3 +100,15 @@ def test_imbalance_is_the_largest_share_over_the_mean():
     for layer in busy.tolist():
         assert bounds.imbalance(layer) == pytest.approx(systolic[layer].max() * 4 / systolic[layer].sum())
         assert 1 <= bounds.imbalance(layer) <= 4
+
+
+def test_the_total_adds_up_what_bounds_each_layer(tmp_path: Path):
+    """At least what any single resource needs for all layers."""
+    hw = load_hw("npu-mobile-8x8").with_overrides({"clocks.dram_mhz": 300})
+    save_model(models.chain(8, [(32, 512), (8, 64)]), tmp_path / "model.onnx")
+    save_model(models.mm(256, 64, 64), tmp_path / "square.onnx")
+    for name in ("model", "square"):
+        bounds = bounds_of(hw, lower(tmp_path / f"{name}.onnx", hw))
+        named = [(bounds.name(layer), layer) for layer in range(len(bounds.work.requests))]
+        assert bounds.total_cycles == sum(bounds.cycles[bound][layer] for bound, layer in named if bound)
+        assert bounds.total_cycles >= max(cycles.sum() for cycles in bounds.cycles.values())
