@@ -182,9 +182,14 @@ def _estimate(hw: HwConfig, program: Program) -> float:
 
 
 def expected_cycles(hw: HwConfig, layers: Sequence[LayerInfo]) -> float:
-    """Expected length in core cycles, to start long lanes first: the larger of the compute and the memory bound."""
+    """Expected length in core cycles, to start long lanes first: the larger of the compute and the memory bound.
+
+    And for every layer a way to the memory and back through the NoC, which nothing hides: of chips that differ in it
+    alone, those with a slow NoC take longer.
+    """
     core = hw.core(0)
     compute = sum(layer.macs for layer in layers) / (core.rows * core.cols * hw.cores.count)
     moved = sum(layer.load_bytes + layer.store_bytes for layer in layers)
     bytes_per_cycle = hw.dram.channels * hw.dram.request_bytes * hw.clocks.dram_mhz / hw.clocks.core_mhz / 2
-    return max(compute, moved / bytes_per_cycle)
+    round_trip = 2 * hw.noc.latency_cycles * hw.clocks.core_mhz / hw.clocks.noc_mhz
+    return max(compute, moved / bytes_per_cycle) + round_trip * len(layers)
