@@ -106,10 +106,9 @@ def _ticks(found: Allocation) -> NDArray[np.int64]:
 
 
 def _draw_descents(axes: Axes, found: Allocation) -> None:
-    """Lines of what the vector unit got along every descent, in real numbers."""
-    shares = found.descents * found.spec.steps
-    x, y = _position(found, shares[:, :, 0, _VECTOR_MEMORY], shares[:, :, 1, _VECTOR_PORT])
-    axes.autoscale(False)
+    """Lines of what the vector unit got along every descent, in real numbers; what lies beyond the grid at its edge."""
+    steps = np.clip(found.descents * found.spec.steps, 1, found.spec.steps - len(MEMORIES) + 1)
+    x, y = _position(found, steps[:, :, 0, _VECTOR_MEMORY], steps[:, :, 1, _VECTOR_PORT])
     axes.plot(x, y, color=_DESCENT, linewidth=0.7)
     axes.plot(x[0], y[0], color=_DESCENT, linestyle="", marker=".", markersize=3)
 
