@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.data import FigureError
-from figures.roofline import check_target
-from figures.style import DOUBLE_COLUMN_IN, PNG_DPI, paper_style
+from figures.roofline import check_target, save_as
+from figures.style import DOUBLE_COLUMN_IN, paper_style
 
 _ROW_IN = 0.14
 _MARGIN_IN = 0.9
@@ -28,11 +27,7 @@ def save_compat_faults(content: Mapping[str, Any], path: Path) -> None:
     """Draw the comparison into a file; its suffix is the format. Raises FigureError where that is not possible."""
     check_target(path)
     with paper_style():
-        figure = draw_compat_faults(content)
-        try:
-            figure.savefig(path, dpi=PNG_DPI, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
-        except OSError as error:
-            raise FigureError(f"{path}: cannot write the figure there: {error.strerror}") from error
+        save_as(draw_compat_faults(content), path)
 
 
 def draw_compat_faults(content: Mapping[str, Any]) -> Figure:

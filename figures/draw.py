@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from figures.data import FigureError, SweepData, load_layers, load_sweep
+from figures.isolation import NO_LIMIT, draw_isolation, isolation_of
 from figures.layers_figure import draw_layers
 from figures.roofline import draw_roofline
 from figures.style import paper_style, save
 from figures.sweep_figure import assign_roles, draw_sweep
-from figures.tenants_data import load_tenants, load_windows
+from figures.tenants_data import TenantsData, load_tenants, load_windows
 from figures.tenants_figures import (
     MOST_PANELS,
     draw_bandwidth,
@@ -23,7 +26,8 @@ from figures.tenants_figures import (
 def draw_figures(folder: Path, out: Path, *, point: int | None = None) -> tuple[list[Path], list[str]]:
     """Draw ``sweep``, ``layers`` and ``roofline`` as PDF and PNG into `out`; return files and what is not shown.
 
-    Of mixes, draw ``latency_against_batch``, ``slowdowns``, ``latency_cdfs``, ``fairness`` and ``bandwidth`` instead.
+    Of mixes, draw ``latency_against_batch``, ``slowdowns``, ``latency_cdfs``, ``fairness``, ``bandwidth`` and,
+    where tenants have shares of it, ``isolation`` instead.
     point: which point the layer figures, or the bandwidth, are of; by default the first that finished well.
     Raises `UserError` when `folder` holds no finished results or not that point.
     """
@@ -64,6 +68,12 @@ def draw_figures(folder: Path, out: Path, *, point: int | None = None) -> tuple[
     return files, remarks
 
 
+def _isolation(tenants: TenantsData, remarks: list[str]) -> Figure:
+    study = isolation_of(tenants)
+    remarks.append(f"isolation: {study.victim} is at most {study.worst:.1%} off the prediction of its share")
+    return draw_isolation(study)
+
+
 def _draw_mixes(folder: Path, data: SweepData, out: Path, shown: int) -> tuple[list[Path], list[str]]:
     """Files, and a remark for every figure that these results do not have."""
     tenants, windows = load_tenants(folder, data), load_windows(folder, shown)
@@ -76,6 +86,8 @@ def _draw_mixes(folder: Path, data: SweepData, out: Path, shown: int) -> tuple[l
         "fairness": lambda: draw_fairness(tenants),
         "bandwidth": lambda: draw_bandwidth(windows, of_point, row["cycles"] / row["time_us"]),
     }
+    if any(request["bandwidth_share"] < NO_LIMIT for request in tenants.requests):
+        figures["isolation"] = lambda: _isolation(tenants, remarks)
     files: list[Path] = []
     remarks = [f"pairs of tenants: only {key} = {value} is shown" for key, value in tenants.held.items()]
     if len(tenants.schedulers) > MOST_PANELS:

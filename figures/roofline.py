@@ -42,11 +42,7 @@ def save_roofline(result: Mapping[str, Any], path: Path) -> None:
     """
     check_target(path)
     with paper_style():
-        figure = draw_roofline(result["layers"], result["roofs"], result["cycles"] / result["time_us"])
-        try:
-            figure.savefig(path, dpi=PNG_DPI, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
-        except OSError as error:
-            raise FigureError(f"{path}: cannot write the figure there: {error.strerror}") from error
+        save_as(draw_roofline(result["layers"], result["roofs"], result["cycles"] / result["time_us"]), path)
 
 
 def check_target(path: Path) -> None:
@@ -55,6 +51,14 @@ def check_target(path: Path) -> None:
         raise FigureError(f"{path}: a figure is written as {', '.join(_FORMATS)}")
     if not path.parent.is_dir():
         raise FigureError(f"{path}: there is no folder {path.parent} to write the figure to")
+
+
+def save_as(figure: Figure, path: Path) -> None:
+    """Write one file, its suffix the format; to be called in `paper_style`. Raises FigureError."""
+    try:
+        figure.savefig(path, dpi=PNG_DPI, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+    except OSError as error:
+        raise FigureError(f"{path}: cannot write the figure there: {error.strerror}") from error
 
 
 def draw_roofline(layers: Sequence[Mapping[str, Any]], roofs: Mapping[str, float], core_mhz: float) -> Figure:

@@ -1,4 +1,4 @@
-"""Figures of a serving run: latency against throughput, and the distribution of latencies."""
+"""Figures of a serving run: latency against throughput, the distribution of latencies, and the cache over time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ _MOST_LINES = 7
 
 
 def draw_serving(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
-    """Draw ``throughput-latency`` and ``latency-cdf`` as PDF and PNG into `out`; return files and what is not shown.
+    """Draw ``throughput-latency``, ``latency-cdf`` and ``kv-occupancy`` as PDF and PNG into `out`.
+
+    Returns the files and what is not shown.
 
     Raises `UserError` when `folder` holds no serving run, or no lane of it served a request.
     """
@@ -35,12 +37,13 @@ def draw_serving(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
     if unfinished:
         remarks.append(f"{unfinished} of {len(lanes)} lanes did not end with status ok; they are drawn hollow")
     shown = dict(list(lines.items())[:_MOST_LINES])
-    requests = read_table(folder, "requests")
+    requests, windows = read_table(folder, "requests"), read_table(folder, "windows")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with paper_style():
             files = [*save(draw_throughput_latency(lanes, shown), out / "throughput-latency")]
             files += save(draw_latency_cdf(lanes, shown, requests), out / "latency-cdf")
+            files += save(draw_kv_occupancy(lanes, shown, windows), out / "kv-occupancy")
     except OSError as error:
         raise FigureError(f"{out}: cannot write the figures there: {error.strerror}") from error
     return files, remarks
@@ -117,4 +120,27 @@ def draw_latency_cdf(
         axes.step(times, np.arange(1, len(times) + 1) / len(times), color=series_style(index)["color"], label=text)
     axes.set(xlabel="Latency (s)", ylabel="Share of requests", xscale="log", ylim=(0, 1))
     axes.legend()
+    return figure
+
+
+def draw_kv_occupancy(
+    lanes: Sequence[Mapping[str, Any]],
+    lines: Mapping[tuple[str, str], Sequence[int]],
+    windows: Sequence[Mapping[str, Any]],
+) -> Figure:
+    """Share of the cache's capacity that is in use, over time, at the highest rate; call in `paper_style`."""
+    figure = Figure(figsize=(SINGLE_COLUMN_IN, 2.4), layout="constrained")
+    axes = figure.subplots()
+    for index, (pair, numbers) in enumerate(lines.items()):
+        lane = numbers[-1]
+        own = [row for row in windows if row["lane"] == lane]
+        edges = [*(row["begin_s"] for row in own), *(row["begin_s"] + row["seconds"] for row in own[-1:])]
+        rate = lanes[lane]["rate"]
+        text = _label(pair, lanes) + (f", {rate:g}/s" if rate is not None else "")
+        if own:
+            shares = [row["kv_share"] for row in own]
+            axes.stairs(shares, edges, baseline=None, color=series_style(index)["color"], label=text)
+    axes.axhline(1, color="0.5", linewidth=0.6, linestyle=":")
+    axes.set(xlabel="Time (s)", ylabel="Cache in use (share of its capacity)", ylim=(0, None))
+    figure.legend(loc="outside upper center", ncols=2)
     return figure

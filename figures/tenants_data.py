@@ -12,6 +12,7 @@ from sweeps.store import read_table
 
 Row = Mapping[str, Any]
 _OWN_AXES = ("tenants", "scheduler")
+_TOLD_BY_REQUESTS = (".model", ".batch", ".bandwidth_share")
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ def load_tenants(folder: Path, data: SweepData) -> TenantsData:
     if not requests:
         raise FigureError(f"{folder}: its table of tenants has no request of a mix that finished with status ok")
     keys = [axis.key for axis in data.axes if axis.key not in _OWN_AXES]
-    # Which model runs in which batch is told by the requests.
-    held = {key: data.rows[0][key] for key in keys if not key.endswith((".model", ".batch"))}
+    held = {key: data.rows[0][key] for key in keys if not key.endswith(_TOLD_BY_REQUESTS)}
     return TenantsData(data.rows, tuple(requests), held)
 
 

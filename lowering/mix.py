@@ -52,7 +52,8 @@ class Tenant:
     it may use (PARTITION_CPU only). position: its place in the list that the mix was made from. request_time_ms: as
     the list gives it. priority: 0 is served first, equal ones in the order of their arrival (DYNAMIC only). workload:
     index of the workload that it is a request of; None: requests are not told apart by workload. deadline_cycle: core
-    cycle by which it should have finished; None: none, it comes last (EARLIEST_DEADLINE only).
+    cycle by which it should have finished; None: none, it comes last (EARLIEST_DEADLINE only). bandwidth_share: of the
+    DRAM's peak, 0 < bandwidth_share <= 1, that it may ask for together with the others of its workload; 1: no limit.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Tenant:
     priority: int = 0
     workload: int | None = None
     deadline_cycle: int | None = None
+    bandwidth_share: float = 1.0
 
 
 @dataclass(frozen=True)

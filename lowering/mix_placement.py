@@ -27,7 +27,7 @@ class Workload:
 
     program: lowered for `cores` (for the whole chip where that is empty) and for nothing else. arrival_cycles: of its
     requests, in any order. priority: see `Tenant`, below MAX_PRIORITY. deadline_cycles: from a request's arrival to its
-    deadline, >= 1; None: it has none.
+    deadline, >= 1; None: it has none. bandwidth_share: see `Tenant`.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Workload:
     cores: tuple[int, ...] = ()
     priority: int = 0
     deadline_cycles: int | None = None
+    bandwidth_share: float = 1.0
 
 
 def chip_of_cores(hw: HwConfig, cores: Sequence[int]) -> HwConfig:
@@ -109,6 +110,7 @@ def place_workloads(
             priority=workloads[index].priority,
             workload=index,
             deadline_cycle=_deadline(workloads[index], cycle),
+            bandwidth_share=workloads[index].bandwidth_share,
         )
         for position, (cycle, index, program) in enumerate(sorted(requests, key=lambda request: request[:2]))
     ]

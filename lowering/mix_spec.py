@@ -14,7 +14,9 @@ tenants:
 Paths are relative to the file. `cores` go with scheduler partition_cpu, where every tenant has its own; `core_split:
 even` beside `scheduler` deals the cores to the tenants in their order instead, and says nothing under other schedulers.
 `priority` (0 is served first) matters to dynamic, where a free core takes the next tile of the foremost tenant, and
-`deadline_us` (from a request's arrival) to earliest_deadline, which goes by deadlines instead.
+`deadline_us` (from a request's arrival) to earliest_deadline, which goes by deadlines instead. `bandwidth_share` is the
+part of the DRAM's peak bandwidth that all requests of a tenant together may ask for (1, no limit, unless given): shares
+that add up to less than what the memory reaches in practice keep tenants apart that have cores of their own.
 """
 
 from __future__ import annotations
@@ -88,6 +90,7 @@ class TenantSpec(Frozen):
     cores: tuple[Annotated[int, within(0, 1023)], ...] = ()
     priority: Annotated[int, within(0, MAX_PRIORITY - 1)] = 0
     deadline_us: Microseconds | None = None
+    bandwidth_share: Annotated[float, Field(ge=0.001, le=1)] = 1.0
 
 
 class MixSpec(Frozen):
@@ -147,7 +150,8 @@ def mix_of(
         per_us, due = hw.clocks.core_mhz, tenant.deadline_us
         cycles = tuple(round(time * per_us) for time in tenant.arrival.microseconds())
         deadline = None if due is None else max(round(due * per_us), 1)
-        workloads.append(Workload(tenant.name, program_of(tenant, chip), cycles, cores, tenant.priority, deadline))
+        program, share = program_of(tenant, chip), tenant.bandwidth_share
+        workloads.append(Workload(tenant.name, program, cycles, cores, tenant.priority, deadline, share))
     return place_workloads(name, workloads, hw, spec.scheduler, placed)
 
 

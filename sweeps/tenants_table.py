@@ -31,14 +31,11 @@ def tenant_rows(point: TenantsPoint, result: Result, results: Mapping[str, Resul
             {
                 "point": point.index,
                 "tenant": index,
-                **{
-                    key: value
-                    for key, value in tenant.items()
-                    if key not in ("layers", "window_cycles", "window_bytes")
-                },
+                **{key: value for key, value in tenant.items() if key not in _IN_OTHER_TABLES},
                 "model": spec.model,
                 "batch": spec.batch,
                 "priority": spec.priority,
+                "bandwidth_share": spec.bandwidth_share,
                 "is_late": None if due is None or finish is None else finish > due,
                 "wait_cycles": None if start is None else start - tenant["arrival_cycle"],
                 "latency_us": None if latency is None else latency / per_us,

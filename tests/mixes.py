@@ -40,6 +40,7 @@ class TenantPlan:
     partition: int = 0
     priority: int = 0
     deadline_cycle: int | None = None
+    bandwidth_share: float = 1.0
 
 
 def build_program(name: str, layers: tuple[LayerPlan, ...], lists: int, first_block: int) -> Program:
@@ -78,7 +79,9 @@ def build_mix(plans: tuple[TenantPlan, ...], scheduler: Scheduler, partitions: t
             Scheduler.PARTITION_CPU: partitions.count(plan.partition),
         }.get(scheduler, CORES)
         program = build_program(f"tenant{index}", plan.layers, lists, 4096 * index)
-        own = {"priority": plan.priority, "deadline_cycle": plan.deadline_cycle}
+        own = {
+            "priority": plan.priority, "deadline_cycle": plan.deadline_cycle, "bandwidth_share": plan.bandwidth_share
+        }  # fmt: skip
         tenants.append(Tenant(program.name, program, plan.arrival_cycle, plan.partition, index, **own))
     return Mix("mix", tuple(tenants), scheduler, partitions)
 

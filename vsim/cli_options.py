@@ -52,6 +52,14 @@ def parse_dims(texts: Sequence[str] | None, least: int = 1) -> dict[str, int]:
     return sizes
 
 
+def parse_sizes(text: str, option: str, example: str) -> list[int]:
+    """Whole numbers above 0, from the smallest. Raises UserError for text that is no list of different ones."""
+    sizes = text.split(",")
+    if not all(size.isascii() and size.isdigit() and int(size) for size in sizes) or len(set(sizes)) < len(sizes):
+        raise UserError(f"{option} {text!r}: expected different whole numbers above 0, such as {example}")
+    return sorted(map(int, sizes))
+
+
 def _split(text: str, option: str, form: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator or not key.strip():

@@ -12,7 +12,7 @@ import typer
 from hwconfigs.errors import UserError
 from hwconfigs.systolic_schema import load_systolic, systolic_preset_names
 from vsim import cli_tables
-from vsim.cli_options import BatchOption, DimsOption, JsonOption, SetOption, parse_dims, parse_overrides
+from vsim.cli_options import BatchOption, DimsOption, JsonOption, SetOption, parse_dims, parse_overrides, parse_sizes
 from vsim.cli_training import (
     LossOption,
     LossOutputOption,
@@ -24,6 +24,15 @@ from vsim.cli_training import (
 )
 
 EXIT_DIFFERS = 1
+
+SkipUnknownOption = Annotated[
+    bool, typer.Option("--skip-unknown", help="Leave out operators that are not modelled, with a warning.")
+]
+EnergyOption = Annotated[
+    str | None, typer.Option("--energy", metavar="TABLE", help="Unit energies: horowitz-45nm, or a YAML file.")
+]
+NodeOption = Annotated[float | None, typer.Option("--node-nm", help="With --energy: scale the table to this node.")]
+SupplyOption = Annotated[float | None, typer.Option("--supply-v", help="With --energy: and to this supply voltage.")]
 
 app = typer.Typer(help="The closed-form systolic model: whole networks on whole spaces of designs.")
 
@@ -74,18 +83,10 @@ def run(
     compat: Annotated[
         Original | None, typer.Option("--compat", help="simdit: with SimDIT's faults, for its own networks.")
     ] = None,
-    skip_unknown: Annotated[
-        bool, typer.Option("--skip-unknown", help="Leave out operators that are not modelled, with a warning.")
-    ] = False,
-    energy: Annotated[
-        str | None, typer.Option("--energy", metavar="TABLE", help="Unit energies: horowitz-45nm, or a YAML file.")
-    ] = None,
-    node_nm: Annotated[
-        float | None, typer.Option("--node-nm", help="With --energy: scale the table to this node.")
-    ] = None,
-    supply_v: Annotated[
-        float | None, typer.Option("--supply-v", help="With --energy: and to this supply voltage.")
-    ] = None,
+    skip_unknown: SkipUnknownOption = False,
+    energy: EnergyOption = None,
+    node_nm: NodeOption = None,
+    supply_v: SupplyOption = None,
     train: TrainOption = False,
     optimizer: OptimizerOption = None,
     loss: LossOption = None,
@@ -145,6 +146,77 @@ def run(
         cli_tables.stderr().print(f"vsim: warning: {warning}")
 
 
+@app.command()
+def figures(
+    model: Annotated[
+        str, typer.Argument(help="ONNX file, onnx:light_resnet50, or simdit:ResNet50, SimDIT's own network.")
+    ],
+    hw: Annotated[str, typer.Option("--hw", help="Design of hwconfigs/systolic, or a YAML file.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the figures.")],
+    overrides: SetOption = None,
+    batches: Annotated[
+        str, typer.Option("--batches", metavar="N,...", help="Batches; the breakdown is of the largest.")
+    ] = "1,8,32",
+    arrays: Annotated[
+        str, typer.Option("--arrays", metavar="N,...", help="Rows and columns of arrays; the rest of --hw stays.")
+    ] = "8,16,32,64,128",
+    dims: DimsOption = None,
+    compat: Annotated[
+        Original | None, typer.Option("--compat", help="simdit: with SimDIT's faults, for its own networks.")
+    ] = None,
+    skip_unknown: SkipUnknownOption = False,
+    energy: EnergyOption = None,
+    node_nm: NodeOption = None,
+    supply_v: SupplyOption = None,
+    optimizer: OptimizerOption = None,
+    loss: LossOption = None,
+    loss_output: LossOutputOption = None,
+    recompute: RecomputeOption = None,
+    restore_batch_norm: RestoreBatchNormOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw where time and energy go in inference and in training, and the non-conv share by batch and array."""
+    if compat is Original.SCALESIM:
+        raise UserError("--compat scalesim replays recorded layers: vsim systolic replay FILE --compat scalesim")
+    from figures.systolic_figures import save_systolic
+    from vsim.systolic.phases import compare_phases
+
+    content = compare_phases(
+        model,
+        load_systolic(hw).with_overrides(parse_overrides(overrides, "array.rows=32")),
+        batches=parse_sizes(batches, "--batches", "1,8,32"),
+        sides=parse_sizes(arrays, "--arrays", "16,32,64"),
+        dims=parse_dims(dims),
+        skip_unknown=skip_unknown,
+        faults=compat is not None,
+        training=training_options(
+            model,
+            train=True,
+            optimizer=optimizer,
+            loss=loss,
+            loss_output=loss_output,
+            recompute=recompute,
+            restore_batch_norm=restore_batch_norm,
+            inference_only={},
+        ),
+        technology=_technology(energy, node_nm, supply_v),
+    )
+    files = [str(file) for file in save_systolic(content, out)]
+    if as_json:
+        print(json.dumps(content | {"files": files}, indent=1))
+        return
+    shown = ("cycles", "milliseconds", "serial_cycles", "vector_share", "dram_bytes")
+    rows = []
+    for phase, report in content["phases"].items():
+        spent = {"microjoules": report["energy"]["total_microjoules"]} if "energy" in report else {}
+        rows.append({"phase": phase, **{key: report[key] for key in shown}, **spent})
+    cli_tables.print_rows(f"{model} on {content['hw']}, batch {content['batch']}", rows)
+    for warning in dict.fromkeys(text for report in content["phases"].values() for text in report["warnings"]):
+        cli_tables.stderr().print(f"vsim: warning: {warning}")
+    for file in files:
+        print(file)
+
+
 @app.command("list")
 def list_designs() -> None:
     """List the designs of hwconfigs/systolic."""
@@ -160,22 +232,38 @@ def allocate(
     spec: Annotated[
         Path, typer.Argument(metavar="SPEC.yaml", help="Network, design and budget; see vsim/systolic/resnet50.yaml.")
     ],
+    figure: Annotated[
+        Path | None, typer.Option("--figure", metavar="FILE", help="Draw the landscape: .png, .pdf or .svg.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Split a budget of memory and port width: every split of a grid, and a search along the gradient."""
+    if figure is not None:
+        from figures.roofline import check_target
+
+        check_target(figure)
     from vsim.systolic.allocate import allocate as search
     from vsim.systolic.allocate import load_allocation
 
     loaded = load_allocation(spec)
     with cli_tables.stderr().status("evaluating every split"):
-        found = search(loaded).to_json()
+        allocation = search(loaded)
+    found = allocation.to_json()
     if as_json:
         print(json.dumps(found, indent=1))
-        return
-    cli_tables.print_rows(f"{loaded.network} on {loaded.hw}", found["splits"])
+    else:
+        _print_allocation(found)
+    if figure is not None:
+        from figures.allocation_figure import save_allocation
+
+        save_allocation(allocation, figure)
+
+
+def _print_allocation(found: dict[str, Any]) -> None:
+    cli_tables.print_rows(f"{found['network']} on {found['hw']}", found["splits"])
     equal, worst, gradient = (row["of_best"] for row in found["splits"][1:])
     cli_tables.stdout().print(
-        f"Of {found['grid_points']:,} splits in steps of 1/{loaded.steps}, {found['grid_runnable']:,} can run the "
+        f"Of {found['grid_points']:,} splits in steps of 1/{found['steps']}, {found['grid_runnable']:,} can run the "
         f"network: the equal one takes {equal:.3f} times the cycles of the best, the worst {worst:.2f} times. The "
         f"gradient search evaluated {found['gradient_points']:,} splits; its best takes {gradient:.4f} times.",
         style="bold",

@@ -14,18 +14,18 @@ from lowering.training.graph import Role
 from lowering.training.options import TrainingOptions
 
 TrainOption = Annotated[bool, typer.Option("--train", help="Run one training iteration.")]
-OptimizerOption = Annotated[str | None, typer.Option("--optimizer", help="With --train: sgd, momentum or adam.")]
+OptimizerOption = Annotated[str | None, typer.Option("--optimizer", help="Training: sgd, momentum or adam.")]
 LossOption = Annotated[
-    str | None, typer.Option("--loss", help="With --train: cross-entropy, mse, or given (its gradient is read).")
+    str | None, typer.Option("--loss", help="Training: cross-entropy, mse, or given (its gradient is read).")
 ]
 LossOutputOption = Annotated[
-    str | None, typer.Option("--loss-output", metavar="NAME", help="With --train: the output that is trained.")
+    str | None, typer.Option("--loss-output", metavar="NAME", help="Training: the output that is trained.")
 ]
 RecomputeOption = Annotated[
-    str | None, typer.Option("--recompute", help="With --train: none, cheap or segments of the activations.")
+    str | None, typer.Option("--recompute", help="Training: none, cheap or segments of the activations.")
 ]
 RestoreBatchNormOption = Annotated[
-    bool, typer.Option("--restore-batch-norm", help="With --train: undo its folding into convolutions.")
+    bool, typer.Option("--restore-batch-norm", help="Training: undo its folding into convolutions.")
 ]
 
 

@@ -16,7 +16,7 @@ from vsim import devices, engine
 from vsim.api import Totals, distinct_programs, expected_cycles
 from vsim.engine import Progress
 from vsim.npu.compile import ProgramNeeds, params_of, stack_params
-from vsim.npu.compile_mix import mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
+from vsim.npu.compile_mix import has_shares, mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
 from vsim.npu.machine import NpuMachine
 from vsim.npu.results import SimResult
 from vsim.npu.results_mix import mix_result_of
@@ -63,7 +63,8 @@ def simulate_mixes(
                 on_result(point, result)
 
         programs, which = _programs(group)
-        inputs = [mix_input(point.mix, of_lane, machine.shape) for point, of_lane in zip(group, which, strict=True)]
+        lanes_of = zip(group, which, strict=True)
+        inputs = [mix_input(point.hw, point.mix, of_lane, machine.shape) for point, of_lane in lanes_of]
         params = [params_of(p.hw, compat=p.compat, max_cycles=p.max_cycles, idle_skip=idle_skip) for p in group]
         estimates = [_estimate(point) for point in group]
         totals.begin_group(estimates)
@@ -95,7 +96,8 @@ def _groups(points: Sequence[MixPoint]) -> list[tuple[list[int], NpuMachine]]:
         needs = [mix_needs(points[index].mix) for index in members]
         most = np.max([[n.inflight, n.descriptors, n.entries, n.layers] for n in needs], axis=0).tolist()
         tenants = max(len(points[index].mix.tenants) for index in members)
-        shape = mix_shape_of(points[members[0]].hw, ProgramNeeds(*most), tenants, compat=compat)
+        shares = any(has_shares(points[index].mix) for index in members)
+        shape = mix_shape_of(points[members[0]].hw, ProgramNeeds(*most), tenants, compat=compat, shares=shares)
         groups.append((members, NpuMachine(shape)))
     return groups
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from figures.allocation_figure import draw_allocation
+from figures.style import paper_style
 from hwconfigs.systolic_schema import load_systolic
 from tests.conftest import REPO_ROOT
 from vsim.cli import main
@@ -61,6 +63,39 @@ def test_points_are_designs_of_the_template(found: Allocation):
         assert network_cycles(layers, stack([hw]), faults=True)[0] == row["cycles"]
 
 
+def test_landscape_is_the_grid(found: Allocation):
+    """A cell of the maps holds the best and the worst of its splits; the curve is every split in order."""
+    with paper_style():
+        figure = draw_allocation(found)
+    curve, best, worst = figure.axes[:3]
+    maps = [np.asarray(axes.images[0].get_array()) for axes in (best, worst)]
+    ratios = found.grid.cycles / found.best.cycles
+    assert maps[0].shape == (5, 5)
+    for (port, memory), fewest in np.ndenumerate(maps[0]):
+        cell = ratios[(found.grid.ports[:, 3] == port + 1) & (found.grid.memories[:, 3] == memory + 1)]
+        assert (fewest, maps[1][port, memory]) == (cell.min(), cell.max())
+    [line] = curve.lines
+    places, drawn = line.get_xdata(), line.get_ydata()
+    ordered = np.sort(ratios)
+    np.testing.assert_array_equal(drawn, ordered[np.round(np.divide(places, 100) * (len(ordered) - 1)).astype(int)])
+    marks = [tuple(mark.get_offsets()[0]) for mark in curve.collections if len(mark.get_offsets())]
+    assert [y for _, y in marks] == [
+        point.cycles / found.best.cycles for point in (found.best, found.gradient, found.equal, found.worst)
+    ]
+    assert [x for x, _ in marks][::3] == [0, 100]
+
+
+def test_descents_begin_at_the_equal_split(found: Allocation):
+    assert found.descents.shape == (60, 8, 2, 4)
+    np.testing.assert_allclose(found.descents[0, 0], 0.25)
+    np.testing.assert_allclose(found.descents.sum(axis=-1), 1)
+    with paper_style():
+        first = draw_allocation(found).axes[1].lines[0]
+    # 4 MiB and 2,048 bits a cycle in eighths, of which the vector unit can get one to five.
+    steps = np.clip(8 * found.descents[:, 0, :, 3], 1, 5)
+    np.testing.assert_allclose(first.get_xydata(), steps * [512, 256])
+
+
 def test_splits_are_all_and_only_those():
     splits = list(_compositions(7, 4))
     assert len(set(splits)) == len(splits) == comb(6, 3)
@@ -83,10 +118,12 @@ def test_a_rounded_value_has_the_slope_of_the_line():
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     spec = tmp_path / "spec.yaml"
     spec.write_text(EXAMPLE.read_text().replace("steps: 16", "steps: 4").replace("ResNet50 ", "ResNet18 "))
-    assert main(["allocate", str(spec), "--json"]) == 0
+    picture = tmp_path / "landscape.png"
+    assert main(["allocate", str(spec), "--json", "--figure", str(picture)]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["grid_points"] == 1
     assert {row["of_best"] for row in report["splits"]} == {1.0}
+    assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize(
@@ -110,3 +147,9 @@ def test_bad_specifications_are_one_line(
     assert main(["allocate", str(spec)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_figure_that_cannot_be_written_is_refused_first(capsys: pytest.CaptureFixture[str]):
+    assert main(["allocate", str(EXAMPLE), "--figure", "landscape.doc"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("a figure is written as .pdf, .png, .svg")

@@ -167,7 +167,7 @@ def test_overflows_have_names() -> None:
         NpuMachine(shape),
         mix_tables_of(programs, shape),
         stack_params([params] * len(batch)),
-        stack_inputs([mix_input(mix, [index], shape) for index, mix in enumerate(batch)]),
+        stack_inputs([mix_input(HW, mix, [index], shape) for index, mix in enumerate(batch)]),
         [1.0] * len(batch),
         width=len(batch),
         on_lane=lambda lane, state: statuses.update(
@@ -197,7 +197,7 @@ def windows_of(batch: list[Mix], shift: int) -> list[list[tuple[int, list[int]]]
     ]
     programs = [tenant.program for mix in batch for tenant in (*mix.tenants, *mix.tenants[:1] * 4)[:4]]
     shape = mix_shape_of(HW, mix_needs(LARGEST), MOST_TENANTS, compat=True)
-    inputs = [mix_input(mix, of_mix, shape) for mix, of_mix in zip(batch, which, strict=True)]
+    inputs = [mix_input(HW, mix, of_mix, shape) for mix, of_mix in zip(batch, which, strict=True)]
     params = params_of(HW, compat=True, max_cycles=MOST_CYCLES, idle_skip=True)
     results: dict[int, SimResult] = {}
     engine.run(

@@ -111,7 +111,8 @@ def test_serve_prints_tables_and_draws_figures(folder: Path, capsys: pytest.Capt
     assert len(rows) == 16 * 40 and {row["served"] for row in rows} == {1}
     assert parquet.read_table(out / "serving.parquet").num_rows == 16
     assert parquet.read_table(out / "windows.parquet").num_rows > 16
-    names = [f"{stem}.{kind}" for stem in ("throughput-latency", "latency-cdf") for kind in ("pdf", "png")]
+    stems = ("throughput-latency", "latency-cdf", "kv-occupancy")
+    names = [f"{stem}.{kind}" for stem in stems for kind in ("pdf", "png")]
     assert all((out / name).stat().st_size > 5000 for name in names)
     assert main(["figures", str(out), "--out", str(folder / "again")]) == 0
     assert all((folder / "again" / name).read_bytes() == (out / name).read_bytes() for name in names)

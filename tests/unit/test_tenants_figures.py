@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from figures.data import load_sweep
 from figures.draw import draw_figures
+from figures.isolation import draw_isolation, isolation_of
 from figures.style import paper_style
 from figures.tenants_data import TenantsData, load_tenants, load_windows
 from figures.tenants_figures import (
@@ -95,6 +96,41 @@ def test_bandwidth_is_bytes_by_time(tmp_path: Path):
     np.testing.assert_allclose(first.values, [2, 0, 1])
     np.testing.assert_allclose(second.values - second.baseline, [2, 1, 1])
     np.testing.assert_allclose(second.baseline, first.values)
+
+
+SHARES = SPEC.replace(
+    "  tenants: [[wide, deep], [deep, deep]]\n  scheduler: [simple, partition_cpu]\n  clocks.dram_mhz: [300, 1200]\n",
+    "  tenants: [[wide], [wide, deep], [wide, deep, deep]]\n"
+    "zip:\n  - tenants.wide.bandwidth_share: [0.1, 0.5, 1]\n    tenants.deep.bandwidth_share: [0.2, 0.2, 1]\n",
+)
+
+
+def test_isolation_compares_with_nobody_beside(tmp_path: Path):
+    """In these results shares change nothing, and everyone beside a tenant costs it as much as it takes alone."""
+    data = data_of(tmp_path, SHARES)
+    study = isolation_of(data)
+    assert (study.victim, study.predicted) == ("wide", {0.1: 1.0, 0.5: 1.0, 1.0: 1.0})
+    assert study.beside["deep"] == {0.1: 2.0, 0.5: 2.0, 1.0: 2.0}
+    assert study.worst == pytest.approx(2.0)
+    [axes] = drawn(draw_isolation(study)).axes
+    lines = {line.get_label(): np.asarray(line.get_ydata(), float).tolist() for line in axes.lines}
+    assert lines["deep"] == [2.0] * 3
+    assert lines["deep+deep"] == [3.0] * 3
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "0.5", "no limit"]
+
+
+def test_isolation_says_how_far_off_it_is(tmp_path: Path):
+    files, remarks = draw_figures(store_results(tmp_path, SHARES), tmp_path / "figures")
+    assert "isolation.pdf" in [file.name for file in files]
+    assert "isolation: wide is at most 200.0% off the prediction of its share" in remarks
+
+
+def test_isolation_needs_the_victim_by_itself(tmp_path: Path):
+    text = SHARES.replace("[[wide], [wide, deep], [wide, deep, deep]]", "[[wide, deep], [wide, deep, deep]]")
+    _, remarks = draw_figures(store_results(tmp_path, text), tmp_path / "figures")
+    assert any(
+        remark.startswith("isolation: needs a tenant with a bandwidth_share in a mix of its own") for remark in remarks
+    )
 
 
 def test_what_a_figure_lacks_is_named(tmp_path: Path):

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from hwconfigs import ConfigError, HwConfig
 from lowering.mix import Mix, Scheduler
 from lowering.program import ROW_COLUMNS, TILE_COLUMNS, Col, Op, Program, TileCol
+from vsim.bounds import dram_peak_bytes_per_cycle
 from vsim.npu.compile import ProgramNeeds, check_requests, power_of_two, shape_of, tile_traffic
+from vsim.npu.shares import interval_of, most_requests
 from vsim.npu.types import MixInput, MixTables, NpuShape
+from vsim.npu.words import OWNER_BITS
 
 QUEUE_PARTS = 8
 """Layers of which tiles can wait at one core. Unbounded in ONNXim; a tenant has more than one only where independent
@@ -44,10 +47,23 @@ def mix_needs(mix: Mix) -> ProgramNeeds:
     )
 
 
-def mix_shape_of(hw: HwConfig, needs: ProgramNeeds, tenants: int, *, compat: bool) -> NpuShape:
-    """The shape under which a chip runs mixes of up to `tenants` tenants with these needs. Raises ConfigError."""
+def mix_shape_of(hw: HwConfig, needs: ProgramNeeds, tenants: int, *, compat: bool, shares: bool = False) -> NpuShape:
+    """The shape under which a chip runs mixes of up to `tenants` tenants with these needs. Raises ConfigError.
+
+    shares: a tenant may have less than all of the memory's bandwidth.
+    """
     shape = shape_of(hw, needs, compat=compat)
-    return replace(shape, tenants=power_of_two(tenants), queue_parts=QUEUE_PARTS, reports=REPORTS, windows=WINDOWS)
+    tenants = power_of_two(tenants)
+    if tenants << shape.core_bits > 1 << OWNER_BITS:
+        raise ConfigError(
+            f"{hw.name}: {tenants} tenants on {shape.cores} cores: at most {1 << OWNER_BITS} of both in all"
+        )
+    return replace(shape, tenants=tenants, queue_parts=QUEUE_PARTS, reports=REPORTS, windows=WINDOWS, shares=shares)
+
+
+def has_shares(mix: Mix) -> bool:
+    """Whether a tenant may ask for less than all of the memory's bandwidth."""
+    return any(tenant.bandwidth_share < 1 for tenant in mix.tenants)
 
 
 def mix_tables_of(programs: Sequence[Program], shape: NpuShape) -> MixTables:
@@ -135,8 +151,11 @@ def _producers(program: Program) -> NDArray[np.int32]:
     return np.bincount(np.asarray(waiting, np.int64), minlength=program.n_layers).astype(np.int32)
 
 
-def mix_input(mix: Mix, which: Sequence[int], shape: NpuShape) -> MixInput:
-    """One lane's input, NumPy. which: indices of the tenants' programs in the tables."""
+def mix_input(hw: HwConfig, mix: Mix, which: Sequence[int], shape: NpuShape) -> MixInput:
+    """One lane's input, NumPy. which: indices of the tenants' programs in the tables.
+
+    Raises ConfigError for a share of the bandwidth that is too small to be counted.
+    """
 
     def of_tenants(values: Sequence[int]) -> NDArray[np.int32]:
         return np.asarray([*values, *[0] * (shape.tenants - len(values))], np.int32)
@@ -145,6 +164,7 @@ def mix_input(mix: Mix, which: Sequence[int], shape: NpuShape) -> MixInput:
     partitions = mix.core_partitions if by_partition else (0,) * shape.cores
     positions = [partitions[:core].count(partition) for core, partition in enumerate(partitions)]
     beyond = shape.queues - shape.cores
+    bucket, intervals = _buckets(hw, mix)
     arrays: dict[str, Any] = {
         "program": of_tenants(which),
         "count": np.int32(len(mix.tenants)),
@@ -154,10 +174,30 @@ def mix_input(mix: Mix, which: Sequence[int], shape: NpuShape) -> MixInput:
         "core_partition": np.asarray([*partitions, *[-1] * beyond], np.int32),
         "core_position": np.asarray([*positions, *[0] * beyond], np.int32),
         "priority": of_tenants(mix.priorities),
+        "bucket": of_tenants(bucket),
+        "share_interval": of_tenants(intervals),
         "rotates": np.int32(mix.lists_rotate),
         "window_shift": np.int32(FIRST_WINDOW_SHIFT),
     }
     return MixInput(**arrays)
+
+
+def _buckets(hw: HwConfig, mix: Mix) -> tuple[list[int], list[int]]:
+    """Of each tenant its bucket, and of each bucket its interval; tenants of one workload have one."""
+    names = [(index, None) if t.workload is None else (-1, t.workload) for index, t in enumerate(mix.tenants)]
+    bucket = [list(dict.fromkeys(names)).index(name) for name in names]
+    peak = dram_peak_bytes_per_cycle(hw) / hw.dram.request_bytes
+    intervals = [0] * len(bucket)
+    for tenant, number in zip(mix.tenants, bucket, strict=True):
+        intervals[number] = interval_of(tenant.bandwidth_share, peak)
+        longest = int(tenant.program.rows[:, [Col.REQUESTS, Col.REQUESTS_LAST]].max(initial=0))
+        most = most_requests(intervals[number], hw.cores.count)
+        if longest > most:
+            raise ConfigError(
+                f"tenant {tenant.name}: a bandwidth share of {tenant.bandwidth_share} is too small for this chip: one "
+                f"of its loads or stores has {longest} requests, and only up to {most} can be counted at that rate"
+            )
+    return bucket, intervals
 
 
 def stack_inputs(inputs: Sequence[MixInput]) -> MixInput:

@@ -31,7 +31,7 @@ class CoreTick(NamedTuple):
 def tick(
     shape: NpuShape, params: NpuParams, program: ProgramTables, which: Array, room: Array, s: CoreState, on: Array
 ) -> tuple[CoreState, CoreTick]:
-    """One core cycle of every core. room: bool[C, L], the DMA's descriptor ring takes further loads and stores."""
+    """One core cycle of every core. room: bool[C, 2, L] or [C, 1, L], loads and stores of the slot may issue."""
     s, retired = _retire(s, on)
     s, load_valid, conflict = _load(s, on)
     load, store = s.load, s.store
@@ -263,7 +263,7 @@ def _issue(
     is_store = front.op == Op.STORE
     stored_valid = _look(s.remaining, jnp.maximum(front.dst, 0)) == 0
     no_latch = jnp.where(is_store, s.store_valid[:, None], s.load_valid[:, None])
-    memory_ready = room[:, None] & ~no_latch & (~is_store | stored_valid)
+    memory_ready = room & ~no_latch & (~is_store | stored_valid)
     sources = [_is_valid(s, jnp.where(memory, -1, source)) for source in (front.src_a, front.src_b)]
     vector_room, array_room = (_has_room(params, s, jnp.full_like(s.vector_busy, unit))[:, None] for unit in (1, 0))
     unit_room = jnp.where(front.op == Op.VECTOR, vector_room, array_room)

@@ -192,7 +192,12 @@ class Room(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a tick did, [C, L]. A command's meta is the caller's word of the request it served, -1 for refresh."""
+    """What a tick did, [C, L]. A command's meta is the caller's word of the request it served, -1 for refresh.
+
+    counted: it is that request's first command, by which its access is a row hit, a conflict, or a miss. opener_meta:
+    where it is a conflict, the caller's word of the request for which the row in the way was opened; None unless asked
+    for.
+    """
 
     read_done: Array
     read_meta: Array
@@ -202,6 +207,10 @@ class Outcome(NamedTuple):
     command: Array
     bank: Array
     command_meta: Array
+    counted: Array
+    hit: Array
+    conflict: Array
+    opener_meta: Array | None
 
 
 def init(shape: DramShape, params: DramParams) -> DramState:
@@ -325,17 +334,25 @@ def has_work(s: DramState) -> Array:
     return any_of(s.count > 0) | any_of(s.active != 0) | any_of(s.pending_count > 0)
 
 
-def tick(params: DramParams, s: DramState, room: Room, on: Array) -> tuple[DramState, Outcome]:
-    """One DRAM clock tick. on: bool[L], False leaves the lane unchanged."""
+def tick(
+    params: DramParams, s: DramState, room: Room, on: Array, *, with_openers: bool = False
+) -> tuple[DramState, Outcome]:
+    """One DRAM clock tick. on: bool[L], False leaves the lane unchanged. with_openers: see `Outcome.opener_meta`."""
     s = s.replace(clock=s.clock + on)
     s, read_done, read_meta = _complete_read(s, on & room.returned)
     s = _request_refresh(params, s, on)
     s, choice = _choose(params, s, _ready_banks(s, room), on)
+    opener = None
+    if with_openers:
+        # A bank keeps the word of the request that its row was opened for.
+        opener = pick_row(s.active_meta, choice.bank)
+        choice = choice._replace(meta=jnp.where(after(opener, choice.issued), choice.meta, -2))
     s, write_done = _issue(params, s, choice, read_meta)
     return s, Outcome(
         read_done=read_done, read_meta=read_meta, write_done=write_done, write_meta=choice.meta >> 1,
         issued=choice.issued, command=choice.command, bank=choice.bank,
         command_meta=jnp.where(choice.command >= PREA, -1, choice.meta >> 1),
+        counted=_is_first(choice), hit=_is_access(choice), conflict=choice.command == PRE, opener_meta=opener,
     )  # fmt: skip
 
 
@@ -564,11 +581,10 @@ def _issue(params: DramParams, s: DramState, choice: _Choice, read_meta: Array) 
 
 def _count_row(s: DramState, choice: _Choice) -> DramState:
     """A request counts once, by its first command: access = hit, ACT = miss, PRE = conflict; a refresh is a miss."""
-    command = choice.command
-    first = choice.from_queue & ((choice.meta & 1) == 0)
+    command, first = choice.command, _is_first(choice)
     refresh_first = (command >= PREA) & ~s.refresh_counted
     return s.replace(
-        row_hits=s.row_hits + (first & ((command == RD) | (command == WR))),
+        row_hits=s.row_hits + (first & _is_access(choice)),
         row_misses=s.row_misses + ((first & (command == ACT)) | refresh_first),
         row_conflicts=s.row_conflicts + (first & (command == PRE)),
         refresh_counted=jnp.where(command == PREA, True, jnp.where(command == REF, False, s.refresh_counted)),
@@ -576,10 +592,19 @@ def _count_row(s: DramState, choice: _Choice) -> DramState:
     )
 
 
+def _is_first(choice: _Choice) -> Array:
+    """bool[C, L]: the first command for the request, which has not been counted."""
+    return choice.from_queue & ((choice.meta & 1) == 0)
+
+
+def _is_access(choice: _Choice) -> Array:
+    return (choice.command == RD) | (choice.command == WR)
+
+
 def _move_request(s: DramState, choice: _Choice) -> DramState:
     """ACT moves the request to the activated ones; an access removes it; PRE leaves it, marked as counted."""
     command = choice.command
-    access = (command == RD) | (command == WR)
+    access = _is_access(choice)
     opens = settle(after(choice.meta, command == ACT))
     leaves = settle(choice.from_queue & (access | opens))
     kind = choice.is_write.astype(jnp.int32)

@@ -286,7 +286,7 @@ def give_back(shape: NpuShape, s: NocState, word: Array, done: Array) -> tuple[N
 def _return(shape: NpuShape, params: NpuParams, s: NocState, on: Array) -> tuple[NocState, Array, Array]:
     """Every channel sends its oldest completed access towards the core that asked."""
     word = pick_row(s.returned, s.returned_head & (shape.returns - 1))
-    core = words.core_of(word)
+    core = words.core_of(word, shape.core_bits)
     towards = one_hot(core, shape.cores)
     count = fold(jnp.add, jnp.where(towards, s.response_count, 0))
     full = count >= shape.responses

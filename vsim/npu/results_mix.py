@@ -20,7 +20,7 @@ def mix_result_of(hw: HwConfig, mix: Mix, state: NpuOutcome) -> SimResult:
     """
     roofs, layers_each = roofs_of(hw), state.schedule.producers_left.shape[0] // state.schedule.layers_left.shape[0]
     tenants = [
-        _tenant(hw, roofs, tenant, state, index * layers_each) | _windows(hw, state, index)
+        _tenant(hw, roofs, tenant, state, index * layers_each) | _rows(hw, state, index) | _windows(hw, state, index)
         for index, tenant in enumerate(mix.tenants)
     ]
     rows = [row for tenant in tenants for row in tenant["layers"]]
@@ -60,6 +60,17 @@ def _tenant(hw: HwConfig, roofs: Roofs, tenant: Tenant, state: NpuOutcome, first
         "noc_bytes": loaded + stored,
         "layers": layers,
     }
+
+
+def _rows(hw: HwConfig, state: NpuOutcome, tenant: int) -> dict[str, Any]:
+    """Row hits, misses and conflicts of the tenant's requests; foreign: with a row opened for another workload.
+
+    Null with the memory that has no rows. Refreshes are no tenant's.
+    """
+    names = ("row_hits", "row_misses", "row_conflicts", "foreign_conflicts")
+    if not hw.dram.is_table:
+        return dict.fromkeys(names)
+    return {name: int(getattr(state.schedule, name)[tenant]) for name in names}
 
 
 def _windows(hw: HwConfig, state: NpuOutcome, tenant: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from vsim.npu.types import (
     NpuState,
     Pass,
     ProgramTables,
+    TenantSchedule,
 )
 
 
@@ -82,7 +83,10 @@ def rebase(shape: NpuShape, s: NpuState) -> NpuState:
         # Requests in the input buffers carry their ready tick; of those on the way there nobody reads this field.
         by = s.dram.clock
         network = network.replace(block=_earlier(network.block, by), latest_ready=_earlier(network.latest_ready, by))
-    return s.replace(core=_rebase_core(s.core), noc=network, dram=_rebase_dram(s.dram))
+    schedule = s.schedule
+    if isinstance(schedule, TenantSchedule):
+        schedule = schedule.replace(share_due=_earlier(schedule.share_due, s.core.now))
+    return s.replace(core=_rebase_core(s.core), schedule=schedule, noc=network, dram=_rebase_dram(s.dram))
 
 
 def _earlier(times: Array, by: Array) -> Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from vsim.npu import core, dispatch, dram, noc, tenants, words
+from vsim.npu import accounts, core, dispatch, dram, noc, shares, tenants, words
 from vsim.npu.fields import FAR, add, any_of, fold, least, numbers, settle
 from vsim.npu.types import (
     STATUS_CYCLE_LIMIT,
@@ -69,7 +69,7 @@ def _is_next(s: NpuState, domain: int) -> Array:
 
 def _core_stage(shape: NpuShape, params: NpuParams, program: ProgramTables, s: NpuState, on: Array) -> NpuState:
     schedule, cores, dispatched = dispatch.dispatch(params, program, s.program, s.schedule, s.core, on)
-    room = noc.descriptor_room(shape, s.noc)
+    room = noc.descriptor_room(shape, s.noc)[:, None]
     cores, did = core.tick(shape, params, program, s.program, room, cores, on)
     network, status = noc.push_descriptors(shape, s.noc, did.load, did.load_valid, did.store, did.store_valid)
     sent = any_of(did.load_valid | did.store_valid)
@@ -92,11 +92,13 @@ def _core_stage_of_mix(shape: NpuShape, params: NpuParams, program: ProgramTable
     assert isinstance(program, MixTables)
     schedule, cores, ready, dispatched, status = tenants.dispatch(shape, params, program, s.schedule, s.core, on)
     before, ticks = cores, settle(ready)
-    room = noc.descriptor_room(shape, s.noc)
+    room = noc.descriptor_room(shape, s.noc)[:, None] & shares.may_move(shape, schedule, cores)
     cores, did = core.tick(shape, params, program, s.program, room, cores, ticks)
-    network, overflow = noc.push_descriptors(shape, s.noc, did.load, did.load_valid, did.store, did.store_valid)
-    schedule, late = tenants.after_tick(shape, schedule, before, cores, did)
-    sent = any_of(did.load_valid | did.store_valid)
+    sent = accounts.sent(shape, schedule, before, did)
+    schedule = shares.charge(shape, accounts.count_sent(schedule, before, sent), before, sent)
+    load, store = did.load._replace(word=sent.word[: shape.cores]), did.store._replace(word=sent.word[shape.cores :])
+    network, overflow = noc.push_descriptors(shape, s.noc, load, did.load_valid, store, did.store_valid)
+    schedule, late = tenants.after_tick(schedule, before, cores)
     changed = dispatched | did.changed
     return s.replace(
         core=cores,
@@ -104,7 +106,7 @@ def _core_stage_of_mix(shape: NpuShape, params: NpuParams, program: ProgramTable
         noc=network,
         core_time=s.core_time + jnp.where(ticks, params.core_period_ps, 0),
         core_quiet=jnp.where(on, ~changed, s.core_quiet),
-        noc_quiet=s.noc_quiet & ~sent,
+        noc_quiet=s.noc_quiet & ~any_of(sent.valid),
         status=s.status | did.status | status | overflow | late,
     )
 
@@ -135,6 +137,7 @@ def _receive(s: NpuState, word: Array) -> core.CoreState:
 
 def _dram_stage(shape: NpuShape, params: NpuParams, s: NpuState, on: Array) -> NpuState:
     valid, block, word = noc.offered(s.noc)
+    schedule = s.schedule
     if shape.fixed_latency_dram:
         taken = on & valid & (block <= s.dram.clock)
         network, status = noc.give_back(shape, noc.take(s.noc, word, taken), word, taken)
@@ -145,14 +148,18 @@ def _dram_stage(shape: NpuShape, params: NpuParams, s: NpuState, on: Array) -> N
         room = _dram_room(shape, s)
         memory, taken = dram.accept(params.dram, s.dram, offer, room)
         network = noc.take(s.noc, word, taken)
-        memory, did = dram.tick(params.dram, memory, room, on)
+        of_mix = isinstance(schedule, TenantSchedule)
+        memory, did = dram.tick(params.dram, memory, room, on, with_openers=of_mix)
         network, status_read = noc.give_back(shape, network, did.read_meta, did.read_done)
         network, status_write = noc.give_back(shape, network, did.write_meta, did.write_done)
         status = status_read | status_write
         freed = any_of(taken | did.read_done | did.write_done)
         changed = freed | any_of(did.issued)
+        if of_mix:
+            schedule = accounts.count_rows(shape, schedule, did)
     return s.replace(
         dram=memory,
+        schedule=schedule,
         noc=network,
         dram_time=s.dram_time + jnp.where(on, params.dram_period_ps, 0),
         dram_quiet=jnp.where(on, ~changed, s.dram_quiet),
@@ -249,7 +256,9 @@ def _find_skip(shape: NpuShape, params: NpuParams, program: ProgramTables, s: Np
         return jnp.where(quiet, _ticks_until(event, now, period_ps), 0)
 
     if isinstance(s.schedule, TenantSchedule):
-        launch, expects = tenants.next_arrival(s.schedule, s.core), tenants.is_expecting(s.schedule)
+        credit = shares.next_credit(shape, s.schedule, s.core)
+        launch = jnp.minimum(tenants.next_arrival(s.schedule, s.core), credit)
+        expects = tenants.is_expecting(s.schedule) | (credit != FAR)
     else:
         launch, expects = dispatch.next_launch(program, s.program, s.schedule, s.core), s.schedule.waiting
     next_core_event = jnp.minimum(_next_core_event(s.core), launch)

@@ -28,10 +28,8 @@ from jax import Array, lax
 
 from lowering.mix import Scheduler
 from lowering.program import TileCol
-from vsim.npu import words
-from vsim.npu.core import CoreTick
 from vsim.npu.dispatch import RADIX_BITS, RADIX_MASK, absolute, place_tiles, tile_fields
-from vsim.npu.fields import FAR, add, any_of, fold, least, numbers, pick, pick_row, put, settle
+from vsim.npu.fields import FAR, PAST, add, any_of, fold, least, numbers, pick, pick_row, put, settle
 from vsim.npu.types import (
     STATUS_REPORTS,
     STATUS_TILE_QUEUE,
@@ -77,6 +75,8 @@ def start(shape: NpuShape, program: MixTables, mix: MixInput) -> TenantSchedule:
         report_head=zeros(cores), start=zeros(tenants * layers, 2) - 1, finish=zeros(tenants * layers, 2) - 1,
         load_requests=zeros(tenants * layers), store_requests=zeros(tenants * layers),
         window_requests=zeros(tenants, shape.windows), window_shift=mix.window_shift,
+        share_due=zeros(tenants) + PAST, share_rest=zeros(tenants), row_hits=zeros(tenants),
+        row_misses=zeros(tenants), row_conflicts=zeros(tenants), foreign_conflicts=zeros(tenants),
     )  # fmt: skip
 
 
@@ -508,58 +508,12 @@ def _await_report(s: TenantSchedule, waiting: Array, layer: Array, ends: Array) 
 # --------------------------------------------------------------------------------------------------------------
 
 
-def after_tick(
-    shape: NpuShape, s: TenantSchedule, before: CoreState, core: CoreState, did: CoreTick
-) -> tuple[TenantSchedule, Array]:
-    """Note the tiles that ended in the cores' tick, and whose requests went on their way. Second result: status."""
+def after_tick(s: TenantSchedule, before: CoreState, core: CoreState) -> tuple[TenantSchedule, Array]:
+    """Note the tiles that ended in the cores' tick. Second result: status."""
     gone = before.resident & ~core.resident
     layer = jnp.where(gone[:, 0], s.slot_layer[:, 0], s.slot_layer[:, 1])
     s, late = _await_report(s, before.finished, layer, settle(gone[:, 0] | gone[:, 1]))
-    of_load, of_store = _layer_of(shape, s, before, did.load), _layer_of(shape, s, before, did.store)
-    s = s.replace(
-        load_requests=add(s.load_requests, did.load_valid, did.load.requests, of_load),
-        store_requests=add(s.store_requests, did.store_valid, did.store.requests, of_store),
-    )
-    s = _count_by_time(
-        s,
-        before,
-        jnp.concatenate([did.load_valid, did.store_valid]),
-        jnp.concatenate([did.load.requests, did.store.requests]),
-        jnp.concatenate([of_load, of_store]),
-    )
     return s, jnp.where(late, STATUS_REPORTS, 0)
-
-
-def _layer_of(shape: NpuShape, s: TenantSchedule, core: CoreState, sent: words.Descriptor) -> Array:
-    """int32[C, L]: layer of the tile whose half of the memory the requests fill, or empty."""
-    flat = words.flat_entry_of(sent.word)
-    memory, half = flat // (2 * shape.entries), flat // shape.entries & 1
-    # Two tiles with the same half are of one layer.
-    in_first = core.resident[:, 0] & (jnp.where(memory == 1, core.acc_half[:, 0], core.spad_half[:, 0]) == half)
-    return settle(jnp.where(in_first, s.slot_layer[:, 0], s.slot_layer[:, 1]))
-
-
-def _count_by_time(s: TenantSchedule, core: CoreState, valid: Array, requests: Array, layer: Array) -> TenantSchedule:
-    """Add requests of layers (int32[N, L] each) to the present window of their tenants."""
-    tenants, windows = s.window_requests.shape[:2]
-    high, low = absolute(core)
-    # In one step time advances by less than 2**31 windows.
-    window = (high << (RADIX_BITS - s.window_shift)) | (low >> s.window_shift)
-    doublings = settle(jnp.where(window < windows, 0, 32 - lax.clz(window // windows)))
-
-    def longer() -> Array:
-        shape = (tenants, windows, *window.shape)
-        to = jnp.broadcast_to(numbers(windows) >> doublings, shape)
-        counts = s.window_requests
-        return add(jnp.zeros_like(counts), jnp.ones(shape, bool), counts, numbers(tenants, 2), to)
-
-    # This is rare: it happens once for every doubling of the run's length.
-    counts = lax.cond(jnp.any(doublings > 0), longer, lambda: s.window_requests)
-    tenant = layer // (s.producers_left.shape[0] // tenants)
-    present = jnp.broadcast_to(window >> doublings, tenant.shape)
-    return s.replace(
-        window_requests=add(counts, valid, requests, tenant, present), window_shift=s.window_shift + doublings
-    )
 
 
 def skip(s: TenantSchedule, core: CoreState, ticks: Array) -> TenantSchedule:

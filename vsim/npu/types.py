@@ -77,6 +77,13 @@ class NpuShape:
     """Finished tiles of a core that wait to be reported."""
     windows: int = 1
     """Windows of time by which a tenant's requests are counted; a power of two."""
+    shares: bool = False
+    """A tenant has a share of the memory's bandwidth (`vsim.npu.shares`)."""
+
+    @property
+    def core_bits(self) -> int:
+        """Bits of the number of any core."""
+        return (self.cores - 1).bit_length()
 
     @property
     def queues(self) -> int:
@@ -274,6 +281,10 @@ class MixInput(struct.PyTreeNode):
     """int32[W], of a core within its partition."""
     priority: Array
     """int32[T], below 2**16, 0 first (DYNAMIC only)."""
+    bucket: Array
+    """int32[T], of the workload whose share of the bandwidth the tenant has; and of each bucket, int32[T], the core
+    cycles between requests at its rate (`vsim.npu.shares.interval_of`; 0: it has no limit)."""
+    share_interval: Array
     rotates: Array
     """int32[], 1: a layer's lists of tiles go round the cores (see `lowering.mix.Mix`)."""
     window_shift: Array
@@ -343,6 +354,16 @@ class TenantSchedule(struct.PyTreeNode):
     """int32[T, V], requests by the window of time in which the core gave them to its DMA queue."""
     window_shift: Array
     """int32[], log2 of the core cycles of a window; windows double when time runs out of them."""
+    share_due: Array
+    """int32[T], of each bucket: core cycle at which all it has asked for would be through at its rate, and the fraction
+    of a cycle beyond it."""
+    share_rest: Array
+    row_hits: Array
+    """int32[T], of its requests, and likewise misses and conflicts."""
+    row_misses: Array
+    row_conflicts: Array
+    foreign_conflicts: Array
+    """int32[T], conflicts with a row that was opened for another workload."""
 
 
 class NocState(struct.PyTreeNode):

@@ -1,7 +1,8 @@
 """Layout of the packed integer words that travel between the stages.
 
 *Flat entry*: (memory * 2 + half) * E + entry, the index into a core's validity counters.
-*Request word*: core << 15 | is_write << 14 | flat entry: what a request must say when it comes back.
+*Request word*: core << 15 | is_write << 14 | flat entry: what a request must say when it comes back. In a mix, above
+the bits of the core, the tenant.
 *Retire word*: flat entry << 2 | (slot + 1 of the tile whose last instruction this is, else 0).
 """
 
@@ -13,7 +14,8 @@ from jax import Array
 
 FLAT_BITS = 14
 MAX_ENTRIES = (1 << FLAT_BITS) // 4
-MAX_CORES = 1 << 14
+OWNER_BITS = 15
+"""For core and tenant together."""
 MAX_REQUESTS = 1 << 24
 """Bound on the requests of one load or store: below it, float32 quotients are exact."""
 
@@ -47,9 +49,19 @@ def request_word(core: Array, is_write: Array, flat_entry: Array) -> Array:
     return (core << (FLAT_BITS + 1)) | (is_write.astype(flat_entry.dtype) << FLAT_BITS) | flat_entry
 
 
-def core_of(word: Array) -> Array:
+def with_tenant(word: Array, tenant: Array, core_bits: int) -> Array:
+    """The request word of a tenant; core_bits: as many as the number of any core of the chip has."""
+    return word | (tenant << (FLAT_BITS + 1 + core_bits))
+
+
+def tenant_of(word: Array, core_bits: int) -> Array:
+    """Tenant whose request it is; 0 outside mixes."""
+    return word >> (FLAT_BITS + 1 + core_bits)
+
+
+def core_of(word: Array, core_bits: int) -> Array:
     """Core that sent the request."""
-    return word >> (FLAT_BITS + 1)
+    return (word >> (FLAT_BITS + 1)) & ((1 << core_bits) - 1)
 
 
 def is_write(word: Array) -> Array:

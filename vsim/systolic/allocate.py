@@ -86,9 +86,21 @@ class Point(NamedTuple):
     cycles: float
 
 
+class Grid(NamedTuple):
+    """Every split of the grid, in steps of memory and of ports, and its cycles; infinite where a layer does not fit."""
+
+    memories: Splits
+    ports: Splits
+    cycles: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class Allocation:
-    """What a search found. ``grid``: cycles of every split, infinite where a layer does not fit."""
+    """What a search found.
+
+    descents: shares of the budget at every step of every descent, float64 ``(descent steps, starts, 2, 4)``, memories
+    first.
+    """
 
     spec: AllocationSpec
     best: Point
@@ -98,6 +110,8 @@ class Allocation:
     grid_points: int
     grid_runnable: int
     gradient_points: int
+    grid: Grid
+    descents: NDArray[np.float64]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, memories in KiB and ports in bits per cycle."""
@@ -151,7 +165,7 @@ def _allocate(spec: AllocationSpec) -> Allocation:
     if spec.steps % len(MEMORIES):
         equal = _to_grid(equal / spec.steps, spec.steps)
     of_equal = network_cycles(layers, designs_of(spec, hw, equal, equal), faults=faults)[0]
-    found, tried = _descend(spec, hw, layers, faults)
+    found, tried, descents = _descend(spec, hw, layers, faults)
     same = tuple(map(int, equal[0]))
     return Allocation(
         spec,
@@ -162,6 +176,8 @@ def _allocate(spec: AllocationSpec) -> Allocation:
         grid_points=len(cycles),
         grid_runnable=int(runnable.sum()),
         gradient_points=tried,
+        grid=Grid(memories, ports, cycles),
+        descents=descents,
     )
 
 
@@ -206,15 +222,18 @@ def _to_grid(shares: NDArray[np.float64], steps: int) -> Splits:
     return whole
 
 
-def _descend(spec: AllocationSpec, hw: SystolicHw, layers: Sequence[Layer], faults: bool) -> tuple[Point, int]:
-    """The best of the grid points along the descents, and how many of them there are."""
+def _descend(
+    spec: AllocationSpec, hw: SystolicHw, layers: Sequence[Layer], faults: bool
+) -> tuple[Point, int, NDArray[np.float64]]:
+    """The best of the grid points along the descents, how many of them there are, and the descents."""
     path = np.asarray(_paths(jnp.asarray(_starts()), table(layers), chains(layers), spec, hw, faults))
     memories, ports = (_to_grid(path[:, :, half].reshape(-1, len(MEMORIES)), spec.steps) for half in range(2))
     points = np.unique(np.concatenate([memories, ports], axis=1), axis=0)
     memories, ports = points[:, : len(MEMORIES)], points[:, len(MEMORIES) :]
     cycles = network_cycles(layers, designs_of(spec, hw, memories, ports), faults=faults)
     index = int(np.argmin(cycles))
-    return Point(tuple(map(int, memories[index])), tuple(map(int, ports[index])), float(cycles[index])), len(points)
+    best = Point(tuple(map(int, memories[index])), tuple(map(int, ports[index])), float(cycles[index]))
+    return best, len(points), path
 
 
 def _starts() -> NDArray[np.float64]:

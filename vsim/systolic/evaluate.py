@@ -212,6 +212,35 @@ def of_each_chain(layers: LayerTable, chains: Chains, designs: Designs, grid: Ev
     return jnp.minimum(overlapped, matrix + vector)
 
 
+def cycles_of_evaluated(
+    layers: Sequence[Layer], designs: Designs, found: Evaluation, *, faults: bool = False
+) -> np.ndarray:
+    """`network_cycles` of a network that has been evaluated on ``designs``, without doing so again."""
+    with jax.enable_x64(True):
+        return np.asarray(_summed_cycles(table(layers), chains(layers), designs, found, faults))
+
+
+_summed_cycles = jax.jit(
+    lambda layers, chains, designs, found, faults: cycles_of(layers, chains, designs, found, faults), static_argnums=4
+)
+
+
+def part_of(found: Evaluation, layers: Sequence[Layer], part: slice, design: int) -> Evaluation:
+    """The evaluation of consecutive ``layers[part]`` on one of the designs; the fields ``(layers of the part, 1)``."""
+    before, own = (np.bincount(_is_matrix(layers[cut]), minlength=2) for cut in (slice(part.start), part))
+    (vectors, matrices) = (slice(first, first + count) for first, count in zip(before, own, strict=True))
+
+    def cut(fields: Any, rows: slice) -> Any:
+        return type(fields)(*(values[rows, design : design + 1] for values in fields))
+
+    return Evaluation(
+        cut(found.matrix_tile, matrices),
+        cut(found.matrix, matrices),
+        cut(found.vector_tile, vectors),
+        cut(found.vector, vectors),
+    )
+
+
 def cost_on_tiles(
     layers: LayerTable,
     chains: Chains,

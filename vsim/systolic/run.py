@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from vsim.energy import Activity, area_mm2, energy
 from vsim.systolic.bridge import Bridged, bridge
 from vsim.systolic.designs import stack
 from vsim.systolic.energy import layer_activity
-from vsim.systolic.evaluate import evaluate, network_cycles
+from vsim.systolic.evaluate import Evaluation, cycles_of_evaluated, evaluate
 from vsim.systolic.layers import Layer, MatrixLayer, chain_starts, split
 from vsim.systolic.networks import network
 from vsim.systolic.schedule import layer_times
@@ -65,11 +65,24 @@ def run(
 
     With ``faults`` layers run one after the other, as in SimDIT. Raises `UserError` for a layer that does not fit.
     """
-    layers, designs = bridged.layers, stack([hw])
-    if not layers:
+    if not bridged.layers:
         raise UserError(f"{model}: has no layer that the closed-form model knows")
-    found = evaluate(layers, designs, faults=faults)
-    _check_fits(layers, found, hw)
+    found = evaluate(bridged.layers, stack([hw]), faults=faults)
+    return report(model, bridged, hw, found, faults=faults, technology=technology)
+
+
+def report(
+    model: str,
+    bridged: Bridged,
+    hw: SystolicHw,
+    found: Evaluation,
+    *,
+    faults: bool = False,
+    technology: Technology | None = None,
+) -> dict[str, Any]:
+    """What `run` returns of a network of at least one layer that has been evaluated on ``hw`` alone."""
+    layers = bridged.layers
+    check_fits(layers, found, hw)
     times = layer_times(layers, found)
     macs = np.zeros(len(layers))
     macs[split(layers)[0]] = found.matrix.macs[:, 0]
@@ -88,7 +101,7 @@ def run(
         }
         for index, layer in enumerate(layers)
     ]
-    total = float(network_cycles(layers, designs, faults=faults)[0])
+    total = float(cycles_of_evaluated(layers, stack([hw]), found, faults=faults)[0])
     vector = sum(row["cycles"] for row in rows if row["unit"] == "vector")
     serial = sum(row["cycles"] for row in rows)
     spent: dict[str, Any] = {}
@@ -159,9 +172,10 @@ def _sums(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     return sorted(sums.values(), key=lambda entry: -entry["cycles"])
 
 
-def _check_fits(layers: list[Layer], found: Any, hw: SystolicHw) -> None:
+def check_fits(layers: Sequence[Layer], found: Evaluation, hw: SystolicHw, design: int = 0) -> None:
+    """Raise `UserError` for a layer that design number ``design``, which is ``hw``, cannot run."""
     for positions, fits in zip(split(layers), (found.matrix.fits, found.vector.fits), strict=True):
-        for position, fit in zip(positions, fits[:, 0], strict=True):
+        for position, fit in zip(positions, fits[:, design], strict=True):
             if not fit:
                 layer = layers[position]
                 kind = "weight, ifmap, ofmap or bias" if isinstance(layer, MatrixLayer) else "vector"

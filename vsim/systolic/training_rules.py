@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from lowering.ir import Node, Tensor
@@ -31,7 +32,8 @@ def _conv_weight_grad(node: Node) -> list[Layer]:
     out_channels //= groups
     if len(kernel) != 2 or kernel[0] != kernel[1] or maps[0] != maps[1] or kernel[0] <= stride:
         rows, pixels = in_channels * math.prod(kernel), images * math.prod(maps)
-        return [product(node.name, rows, pixels, out_channels, groups)]
+        gradient = product(node.name, rows, pixels, out_channels, groups)
+        return [replace(gradient, operator="gemm (conv weight gradient)")]
     side = (maps[0] - 1) * stride + 1
     layer = MatrixLayer(
         node.name,
