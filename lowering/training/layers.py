@@ -369,8 +369,9 @@ def _fill(network: Network, identity: Identity, goal: Layout) -> None:
     builder.begin_layer(identity.info())
     for core, start, count in shares(total, chip.spad_bytes // goal.request_bytes, 1, goal.request_bytes, chip):
         builder.begin_tile(core)
-        units = vector_units(count * goal.request_bytes, chip.cores[core])
-        builder.vector(dst=Operand(0), src_a=Operand(-1), size1=Extent(units))
+        n_bytes = count * goal.request_bytes
+        units, elements = vector_units(n_bytes, chip.cores[core]), n_bytes // chip.element_bytes
+        builder.vector(dst=Operand(0), src_a=Operand(-1), size1=Extent(units), elements=elements)
         builder.store(0, block_span(goal, start, count), acc=False)
         builder.end_tile()
     builder.end_layer()
