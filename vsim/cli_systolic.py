@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from hwconfigs.errors import UserError
 from hwconfigs.systolic_schema import load_systolic, systolic_preset_names
 from vsim import cli_tables
-from vsim.cli_options import BatchOption, DimsOption, JsonOption, SetOption, parse_dims, parse_overrides
+from vsim.cli_options import (
+    BatchOption,
+    DimsOption,
+    EnergyOption,
+    JsonOption,
+    NodeOption,
+    SetOption,
+    SupplyOption,
+    parse_dims,
+    parse_overrides,
+    technology_of,
+)
 from vsim.cli_training import (
     LossOption,
     LossOutputOption,
@@ -77,15 +88,9 @@ def run(
     skip_unknown: Annotated[
         bool, typer.Option("--skip-unknown", help="Leave out operators that are not modelled, with a warning.")
     ] = False,
-    energy: Annotated[
-        str | None, typer.Option("--energy", metavar="TABLE", help="Unit energies: horowitz-45nm, or a YAML file.")
-    ] = None,
-    node_nm: Annotated[
-        float | None, typer.Option("--node-nm", help="With --energy: scale the table to this node.")
-    ] = None,
-    supply_v: Annotated[
-        float | None, typer.Option("--supply-v", help="With --energy: and to this supply voltage.")
-    ] = None,
+    energy: EnergyOption = None,
+    node_nm: NodeOption = None,
+    supply_v: SupplyOption = None,
     train: TrainOption = False,
     optimizer: OptimizerOption = None,
     loss: LossOption = None,
@@ -113,7 +118,7 @@ def run(
         inference_only={"--compat": compat},
     )
     bridged = layers_of(model, batch=batch, dims=sizes, skip_unknown=skip_unknown, faults=faults, training=training)
-    technology = _technology(energy, node_nm, supply_v)
+    technology = technology_of(energy, node_nm, supply_v)
     content = run(model, bridged, design, faults=faults, technology=technology)
     if as_json:
         print(json.dumps(content, indent=1))
@@ -180,16 +185,3 @@ def allocate(
         f"gradient search evaluated {found['gradient_points']:,} splits; its best takes {gradient:.4f} times.",
         style="bold",
     )
-
-
-def _technology(name: str | None, node_nm: float | None, supply_v: float | None) -> Any:
-    if name is None:
-        if node_nm is not None or supply_v is not None:
-            raise UserError("--node-nm and --supply-v scale a table of unit energies: give it with --energy")
-        return None
-    from hwconfigs.energy_schema import load_technology
-
-    table = load_technology(name)
-    if node_nm is None and supply_v is None:
-        return table
-    return table.at(node_nm=node_nm or table.node_nm, supply_v=supply_v or table.supply_v)
