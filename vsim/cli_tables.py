@@ -115,7 +115,7 @@ def _energy(result: Mapping[str, Any]) -> str:
     return (
         f"Energy: {result['energy_j'] * 1e6:,.3f} µJ, average power {result['power_w']:,.3f} W, "
         f"energy-delay product {result['edp_js']:.4g} J s ({found['table']} at {found['node_nm']:g} nm, "
-        f"{found['supply_v']:g} V); µJ by part: "
+        f"{found['supply_v']:g} V)\nEnergy by part in µJ: "
         + ", ".join(f"{name} {value * 1e-6:,.3f}" for name, value in parts.items())
     )
 

@@ -20,6 +20,7 @@ Where `CoreActivity` is missing (the formulas of `lowering.onnxim`), every pass 
 cycle of the vector unit is an addition in every lane that reads its operands and writes its result: upper bounds for
 traffic, a lower one for exponentials and divisions.
 
+A memory costs what the table says of its whole capacity, as if it were one piece: banks of large memories take less.
 Not counted: registers and wires of the array, the NoC, instruction issue, refresh and idle DRAM.
 """
 
