@@ -213,3 +213,16 @@ def test_a_sweep_has_columns_of_energy(mm: str, tmp_path: Path, capsys: pytest.C
     assert dynamic[0] == pytest.approx(dynamic[1])
     assert slow["power_w"] < fast["power_w"]
     assert np.isfinite([row["dynamic_pj"] for row in read_table(out, "layers")]).all()
+
+
+def test_programs_without_counts_are_counted_by_cycles(tmp_path: Path):
+    """ONNXim's formulas give cycles only: each is an addition in every lane that reads and writes, and all sums add."""
+    save_model(models.mlp(8, 16, 16, 16), tmp_path / "mlp.onnx")
+    hw = load_hw("npu-mobile-8x8")
+    program = lower(tmp_path / "mlp.onnx", hw, compat="onnxim")
+    assert not any(layer.activity for layer in program.layers)
+    activity = program_activity(hw, program)
+    lanes = hw.cores.vector_bits // 16
+    assert activity.simple_operations.tolist() == [layer.vector_cycles * lanes for layer in program.layers]
+    assert activity.macs.sum() == sum(layer.macs for layer in program.layers)
+    assert all(memory.bits.sum() > 0 for name in ("spad", "acc") for memory in activity.memories[name])
