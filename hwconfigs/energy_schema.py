@@ -3,7 +3,14 @@
 The table is at the node and supply voltage where it was published. `Technology.at` scales it: the energy of logic and
 of on-chip memory with the feature size and with the square of the voltage (energy of switching a capacitance, C V^2,
 with C proportional to the feature size), area with the square of the feature size. DRAM is a chip of its own and does
-not scale. Between the tabulated widths and capacities values follow a power law; beyond them, that of the last two.
+not scale, nor does the leakage of memories. Between the tabulated widths and capacities values follow a power law;
+beyond them, that of the last two.
+
+The rule is the classical one, and pessimistic below 32 nm. A. Stillmaker and B. Baas, Integration 58 (2017) 74-81,
+https://doi.org/10.1016/j.vlsi.2017.02.002, fit polynomials in the voltage to circuit simulations of each node (their
+coefficients, as in github.com/wromaszkan/nodeScale, which agree with the paper's corrigendum where that quotes them):
+from 45 nm, 0.9 V high-performance logic to 16 nm, 0.8 V they give 0.172 times the energy where the rule gives 0.281, to
+7 nm, 0.7 V 0.068 where it gives 0.094; in area 1/5.3 and 1/17 where it gives 1/7.9 and 1/41.
 """
 
 from __future__ import annotations
@@ -68,13 +75,21 @@ class Technology(Frozen):
     rsqrt_per_multiply: Constant
     sram_64_bit_access_pj: Curve
     dram_pj_per_bit: Constant
+    """Of memories whose standard `dram_pj_per_bit_of` does not have."""
+    dram_pj_per_bit_of: dict[str, Constant] = {}
+    """By standard, as `hwconfigs.schema.Dram.standard` begins: HBM2, LPDDR4."""
     leakage_mw: Constant
-    """Of the whole chip."""
+    """Of the whole chip but its memories."""
+    sram_leakage_mw_per_mib: Constant
     integer_multiply_um2: Curve
     integer_add_um2: Curve
     float_multiply_um2: Curve
     float_add_um2: Curve
     sram_um2_per_bit: Constant
+
+    def dram(self, standard: str) -> Constant:
+        """Energy of a bit read or written in a memory of a standard such as ``HBM2_2400``."""
+        return self.dram_pj_per_bit_of.get(standard.split("_")[0], self.dram_pj_per_bit)
 
     def at(self, *, node_nm: float, supply_v: float) -> Technology:
         """The table at another node and supply. Raises `ConfigError` for values that are not positive."""

@@ -31,21 +31,25 @@ nothing is written. Decoding one token at context 4096 is q_len = new_len = 1 wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hwconfigs.schema import CoreConfig
 from lowering.attention_tiling import (
+    RESCALE_COST,
     AttentionShape,
     Tiling,
     array_cycles,
     choose_tiling,
     cut,
     final_cycles,
+    final_operations,
     rescale_cycles,
     row_passes,
     score_blocks,
     softmax_cycles,
+    softmax_operations,
     value_blocks,
 )
 from lowering.balance import balance
@@ -54,6 +58,7 @@ from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
 from lowering.layout import Layout
 from lowering.mapper import TILE_OVERHEAD_CYCLES
 from lowering.mapping import MappingError, ranges
+from lowering.operators import times
 from lowering.program import LayerInfo
 
 # Entries. Scratchpad: keys and values from the cache and new ones, the mask, two buffers of probabilities.
@@ -330,27 +335,49 @@ class _Step:
             self._results(index, columns, values, rescale=not first or index > 0)
         if last:
             results = Operand(_RESULTS, acc=True)
-            cycles = final_cycles(self.layer.shape, self.chain.total_rows, self.chip.element_bytes, self.core)
-            self.builder.vector(dst=results, src_a=results, size1=Extent(cycles))
+            shape, rows = self.layer.shape, self.chain.total_rows
+            self.builder.vector(
+                dst=results,
+                src_a=results,
+                size1=Extent(final_cycles(shape, rows, self.chip.element_bytes, self.core)),
+                elements=rows * shape.v_head,
+                operations=final_operations(shape, rows),
+            )
 
     def _scores(self, index: int, columns: int, keys: Operand) -> None:
         blocks = score_blocks(self.layer.shape, columns, self.core)
-        self._product(Operand(_SCORES + index % 2, acc=True), Operand(_QUERIES, acc=True), keys, blocks)
+        scores = Operand(_SCORES + index % 2, acc=True)
+        self._product(scores, Operand(_QUERIES, acc=True), keys, blocks, first_of=columns)
 
     def _softmax(self, index: int, columns: int, mask: Operand | None) -> None:
         rows, element = self.chain.total_rows, self.chip.element_bytes
         cycles = softmax_cycles(self.layer.shape, rows, columns, element, self.core)
         scores, probabilities = Operand(_SCORES + index % 2, acc=True), Operand(_PROBABILITIES + index % 2)
-        self.builder.vector(dst=probabilities, src_a=scores, src_b=mask, size1=Extent(cycles))
+        # Two passes over the scores: maxima, then exponentials with their sums. Only the second writes.
+        self.builder.vector(
+            dst=probabilities,
+            src_a=scores,
+            src_b=mask,
+            size1=Extent(cycles),
+            elements=2 * rows * columns,
+            results=rows * columns,
+            operations=softmax_operations(self.layer.shape, rows, columns),
+        )
 
     def _results(self, index: int, columns: int, values: Operand, rescale: bool) -> None:
         results, probabilities = Operand(_RESULTS, acc=True), Operand(_PROBABILITIES + index % 2)
         if rescale:
             cycles = rescale_cycles(self.layer.shape, self.chain.total_rows, self.chip.element_bytes, self.core)
             self.builder.vector(dst=results, src_a=results, src_b=probabilities, size1=Extent(cycles))
-        self._product(results, probabilities, values, value_blocks(self.layer.shape, columns, self.core))
+            # The probabilities are awaited, not read.
+            elements = self.chain.total_rows * self.layer.shape.v_head
+            self.builder.note({"acc_reads": elements, "acc_writes": elements}, times(RESCALE_COST, elements))
+        blocks = value_blocks(self.layer.shape, columns, self.core)
+        first_of = 0 if rescale else self.layer.shape.v_head
+        self._product(results, probabilities, values, blocks, first_of)
 
-    def _product(self, dst: Operand, rows: Operand, weights: Operand, blocks: int) -> None:
+    def _product(self, dst: Operand, rows: Operand, weights: Operand, blocks: int, first_of: int) -> None:
+        """first_of: columns of the product whose sums begin here."""
         groups = row_passes(self.chain.total_rows, self.core)
         self.builder.systolic(
             dst=dst,
@@ -359,6 +386,7 @@ class _Step:
             counts=(blocks, groups.lines, groups.passes),
             size2=groups.size,
             preload="first",
+            first_sums=groups.streamed * math.ceil(first_of / self.core.cols) * self.core.cols,
         )
 
     # the cache

@@ -22,7 +22,7 @@ from lowering.array_timing import RowGroups, group_rows, tile_cycles
 from lowering.chip import Chip
 from lowering.mapper import TILE_OVERHEAD_CYCLES, UNHIDDEN
 from lowering.mapping import ACCUMULATOR_BYTES, MappingError, ranges
-from lowering.operators import Cost, add_costs, latency, tree_passes
+from lowering.operators import Cost, add_costs, latency, times, tree_passes
 
 STATISTICS = 2
 """Running values of each row in the accumulators: maximum and sum."""
@@ -199,6 +199,17 @@ def final_cycles(shape: AttentionShape, rows: int, element_bytes: int, core: Cor
     """Vector cycles of the division by the sums at the end of a chain."""
     reciprocals = math.ceil(rows * element_bytes / (core.vector_bits // 8)) * latency(FINAL_ROW_COST, core)
     return reciprocals + rescale_cycles(shape, rows, element_bytes, core)
+
+
+def softmax_operations(shape: AttentionShape, rows: int, keys: int) -> Cost:
+    """`softmax_cycles` as operations on single elements; maxima and sums take one for each score."""
+    scores = times(add_costs(shape.score_cost, {"add": 2}), rows * keys)
+    return add_costs(scores, times(STATISTICS_COST, rows))
+
+
+def final_operations(shape: AttentionShape, rows: int) -> Cost:
+    """`final_cycles` as operations on single elements."""
+    return add_costs(times(FINAL_ROW_COST, rows), times(RESCALE_COST, rows * shape.v_head))
 
 
 # -- the choice

@@ -80,8 +80,13 @@ def emit_collective(builder: ProgramBuilder, layer: CollectiveLayer, chip: Chip)
         adding = vector_units(math.ceil(n_bytes * layer.added), config) * config.latency.add
         builder.begin_tile(core)
         builder.load(0, _blocks(layer.x, start, count))
+        elements = n_bytes // chip.element_bytes
         builder.vector(
-            dst=Operand(1), src_a=Operand(0), size1=Extent(max(adding, link_cycles(layer, n_bytes, sharers)))
+            dst=Operand(1),
+            src_a=Operand(0),
+            size1=Extent(max(adding, link_cycles(layer, n_bytes, sharers))),
+            elements=elements,
+            operations={"add": math.ceil(elements * layer.added)},
         )
         builder.store(1, _blocks(layer.y, first, end - first), acc=False)
         builder.end_tile()

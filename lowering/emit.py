@@ -10,7 +10,8 @@ scalar reference model and the tests read programs through it, so they share no 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
@@ -19,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lowering.program import ROW_COLUMNS, TILE_COLUMNS, Col, Flag, LayerInfo, Op, Program, TileCol
+from lowering.program import ROW_COLUMNS, TILE_COLUMNS, Col, CoreActivity, Flag, LayerInfo, Op, Program, TileCol
 
 INT32_MAX = 2**31 - 1
 
@@ -258,6 +259,9 @@ class ProgramBuilder:
         self._tile: tuple[int, list[int]] | None = None
         self._requests = {Op.LOAD: 0, Op.STORE: 0}
         self._vector_cycles = 0
+        self._activity: list[Counter[str]] = []
+        self._operations: list[Counter[str]] = []
+        self._noted: dict[int, tuple[Mapping[str, int], Mapping[str, int]]] = {}
 
     # -- structure
 
@@ -268,7 +272,7 @@ class ProgramBuilder:
         self._release = cycle + 1
 
     def begin_layer(self, info: LayerInfo) -> None:
-        """Open the next layer. Its load_bytes, store_bytes and vector_cycles are counted here and overwritten."""
+        """Open the next layer. Its load_bytes, store_bytes, vector_cycles and activity are counted here."""
         if self._layer is not None:
             raise ValueError(f"layer {self._layer.name} is still open")
         self._layer = info
@@ -277,6 +281,8 @@ class ProgramBuilder:
         self._layer_tiles = [[] for _ in range(self.n_cores)]
         self._requests = {Op.LOAD: 0, Op.STORE: 0}
         self._vector_cycles = 0
+        self._activity = [Counter() for _ in range(self.n_cores)]
+        self._operations = [Counter() for _ in range(self.n_cores)]
 
     def end_layer(self) -> None:
         """Close the layer: its tiles get their places, core by core."""
@@ -293,6 +299,7 @@ class ProgramBuilder:
                 load_bytes=self._requests[Op.LOAD] * self.request_bytes,
                 store_bytes=self._requests[Op.STORE] * self.request_bytes,
                 vector_cycles=self._vector_cycles,
+                activity=self._core_activities(),
             )
         )
         self._layer = None
@@ -352,13 +359,17 @@ class ProgramBuilder:
         size1: Extent = ONE,
         size2: Extent = ONE,
         preload: Preload = "all",
+        first_sums: int = 0,
     ) -> None:
         """A loop nest of matrix multiplications; each streams size1 * size2 rows through the array.
 
         preload: which of them load new stationary weights first ("first": the one at (loop1, loop2) = (0, 0)).
+        first_sums: see `CoreActivity`; of all trips together.
         """
         flag = {"all": Flag.PRELOAD, "first": Flag.PRELOAD_FIRST, "none": Flag(0)}[preload]
         self._compute(Op.SYSTOLIC, flag, dst, src_a, src_b, counts, size1, size2)
+        if first_sums:
+            self.note({"first_sums": first_sums})
 
     def vector(
         self,
@@ -369,10 +380,38 @@ class ProgramBuilder:
         counts: tuple[int, int, int] = (1, 1, 1),
         size1: Extent = ONE,
         size2: Extent = ONE,
+        elements: int = 0,
+        results: int | None = None,
+        operations: Mapping[str, int] | None = None,
     ) -> None:
-        """A loop nest of vector-unit operations; each occupies the unit for size1 * size2 cycles (0 allowed)."""
+        """A loop nest of vector-unit operations; each occupies the unit for size1 * size2 cycles (0 allowed).
+
+        elements, results, operations: for `LayerInfo.activity`, of all trips together: elements read of each operand,
+        elements written (left out: as many), and operations on single elements. An instruction without duration awaits
+        one more operand of one that has, and reads only that; or it stands for one more result, and writes only that.
+        """
         self._compute(Op.VECTOR, Flag(0), dst, src_a, src_b or Operand(-1), counts, size1, size2)
-        self._vector_cycles += counts[0] * size1.total(counts[1]) * size2.total(counts[2])
+        cycles = counts[0] * size1.total(counts[1]) * size2.total(counts[2])
+        self._vector_cycles += cycles
+        if elements:
+            read = [operand for operand in (src_a if cycles else None, src_b) if operand and operand.entry >= 0]
+            written = (elements if results is None else results) if cycles or not read else 0
+            moved = Counter(_memory(operand, "reads") for operand in read)
+            counted = Counter({name: count * elements for name, count in moved.items()})
+            counted[_memory(dst, "writes")] += written
+            self.note(counted, operations)
+
+    def note(self, moved: Mapping[str, int], operations: Mapping[str, int] | None = None) -> None:
+        """Add to the activity of the tile's core what the last instruction does.
+
+        moved: by field of `CoreActivity`; operations: by field of `OpLatency`.
+        """
+        if self._tile is None or not self._rows:
+            raise ValueError("note without an instruction in a tile")
+        core, row = self._tile[0], len(self._rows) - 1
+        self._noted[row] = moved, operations or {}
+        self._activity[core].update(moved)
+        self._operations[core].update(operations or {})
 
     @property
     def rows_written(self) -> int:
@@ -384,8 +423,19 @@ class ProgramBuilder:
         rows = self._rows[first:end]
         if self._tile is None or any(row[Col.OP] in (Op.LOAD, Op.STORE) for row in rows):
             raise ValueError("only instructions that compute can be repeated, inside a tile")
-        self._rows.extend(rows)
+        for number, row in enumerate(rows, start=first):
+            self._rows.append(row)
+            if number in self._noted:
+                self.note(*self._noted[number])
         self._vector_cycles += sum(_vector_cycles(row) for row in rows if row[Col.OP] == Op.VECTOR)
+
+    def _core_activities(self) -> tuple[CoreActivity, ...]:
+        if not any(self._activity) and not any(self._operations):
+            return ()
+        return tuple(
+            CoreActivity(tuple(sorted(operations.items())), **moved)
+            for moved, operations in zip(self._activity, self._operations, strict=True)
+        )
 
     # -- result
 
@@ -492,6 +542,11 @@ class ProgramBuilder:
             self._pattern_start[pattern] = len(self._pattern)
             self._pattern.extend(pattern)
         return self._pattern_start[pattern]
+
+
+def _memory(operand: Operand, way: str) -> str:
+    """Field of `CoreActivity` that counts reading or writing an operand."""
+    return f"{'acc' if operand.acc else 'spad'}_{way}"
 
 
 def _vector_cycles(row: list[int]) -> int:

@@ -20,8 +20,8 @@ from lowering.layout import Layout, row_major
 from lowering.mapping import MappingError
 from lowering.matmul import vector_units
 from lowering.movement import Cut, copy_part
-from lowering.operators import Cost, latency
-from lowering.row_layers import RowCost, RowLayer, Rows, emit_rows, row_cycles
+from lowering.operators import Cost, add_costs, latency, times
+from lowering.row_layers import RowCost, RowLayer, Rows, RowWork, emit_rows, row_cycles
 from lowering.streams import Read, StreamLayer, emit_stream
 from lowering.vector_layers import Identity, shares
 
@@ -105,17 +105,27 @@ def _finish(
     """What is done with the rows in the scratchpad; a plain lookup takes no vector time, but waits for all its rows."""
     elements = max(1, round(share * math.prod(layer.result.physical)))
     cycles = vector_units(elements * chip.element_bytes, core) * latency(layer.cost, core)
+    operations: Cost = times(layer.cost, elements)
     if layer.row_cost is not None:
         rows = Rows(1, layer.result.channels, True, 0)
         cycles += row_cycles(elements, rows, layer.row_cost, chip, core)
+        by_row = RowLayer(layer.identity, rows, (layer.result,), layer.row_cost)
+        operations = add_costs(operations, RowWork.of(elements, by_row).operations)
+    # What is only looked up stays where it was loaded.
+    moved = elements if cycles else 0
     result = Operand(entries)
     builder.vector(
-        dst=result, src_a=Operand(0), src_b=Operand(1) if entries > 1 else None, size1=Extent(max(0, cycles))
+        dst=result,
+        src_a=Operand(0),
+        src_b=Operand(1) if entries > 1 else None,
+        size1=Extent(max(0, cycles)),
+        elements=moved,
+        operations=operations,
     )
     for entry in range(2, entries):
         builder.vector(dst=result, src_a=result, src_b=Operand(entry), size1=Extent(0))
     for index in range(len(layer.kept)):
-        builder.vector(dst=Operand(entries + 1 + index), src_a=result, size1=Extent(0))
+        builder.vector(dst=Operand(entries + 1 + index), src_a=result, size1=Extent(0), elements=moved)
 
 
 def lookup_blocks(table: Table, start: int, count: int) -> list[Descriptor]:

@@ -31,7 +31,7 @@ from lowering.mapping import (
     ranges,
 )
 from lowering.mapping_table import lines_of
-from lowering.operators import Cost, latency
+from lowering.operators import Cost, latency, times
 from lowering.parts import CoreKind, Forced, Heuristic, MappingChooser, Part
 from lowering.program import LayerInfo
 from lowering.weight_layout import place_streams
@@ -130,12 +130,13 @@ class WeightBlocks:
     """The stationary blocks of one tile, output blocks outermost.
 
     shapes: (weights along the reduction, output channels) of each; macs_per_row: useful products of each streamed
-    row, all blocks together; sizes_bytes: bytes of each block in whole requests.
+    row, all blocks together; sizes_bytes: bytes of each block in whole requests; output_blocks: different outputs.
     """
 
     shapes: tuple[tuple[int, int], ...]
     macs_per_row: int
     sizes_bytes: tuple[int, ...]
+    output_blocks: int
 
     @property
     def total_bytes(self) -> int:
@@ -297,6 +298,7 @@ def weight_blocks(
         shapes,
         sum(depth * width for depth, width in shapes),
         tuple(math.ceil(depth * width * element / request) * request for depth, width in shapes),
+        len(widths),
     )
 
 
@@ -426,6 +428,7 @@ class _Writer:
             counts=(len(blocks.shapes), groups.lines, groups.passes),
             size2=groups.size,
             preload="first",
+            first_sums=groups.streamed * blocks.output_blocks * core.cols if first else 0,
         )
         if last:
             self._epilogue(tile, core, residual_entry)
@@ -433,7 +436,8 @@ class _Writer:
 
     def _epilogue(self, tile: OutputTile, core: CoreConfig, residual_entry: int) -> None:
         layer = self.plan.layer
-        units = vector_units(tile.pixels * tile.channels[1] * self.chip.element_bytes, core)
+        elements = tile.pixels * tile.channels[1]
+        units = vector_units(elements * self.chip.element_bytes, core)
         acc, cycles = Operand(_SUMS, acc=True), latency(layer.epilogue, core)
         others = [Operand(residual_entry + index) for index in range(len(layer.residuals))]
         if self.bias_base is not None:
@@ -441,11 +445,17 @@ class _Writer:
         if not cycles and not others:
             return
         self.builder.vector(
-            dst=acc, src_a=acc, src_b=others[0] if others else None, size1=Extent(units), size2=Extent(cycles)
+            dst=acc,
+            src_a=acc,
+            src_b=others[0] if others else None,
+            size1=Extent(units),
+            size2=Extent(cycles),
+            elements=elements,
+            operations=times(layer.epilogue, elements),
         )
         # Further operands are awaited by instructions that take no time of their own.
         for other in others[1:]:
-            self.builder.vector(dst=acc, src_a=acc, src_b=other, size1=Extent(0))
+            self.builder.vector(dst=acc, src_a=acc, src_b=other, size1=Extent(0), elements=elements)
 
     # -- loads; each returns the scratchpad bytes it fills (data only: whole requests matter in DRAM, not here)
 

@@ -147,6 +147,11 @@ def add_costs(*costs: Cost) -> Cost:
     return total
 
 
+def times(cost: Cost, elements: int) -> dict[str, int]:
+    """The operations on single elements that `cost` is for `elements` of them."""
+    return {name: count * elements for name, count in cost.items()}
+
+
 def lrn_cost(size: int) -> Cost:
     """LRN over `size` neighbouring channels: squares, window sum, scale and shift, power (log, mul, exp), division."""
     return {"mul": 2, "add": size - 1, "mac": 1, "exp": 2, "div": 1}
@@ -162,6 +167,11 @@ def softmax_row_cycles(row_bytes: int, core: CoreConfig) -> int:
     passes = math.ceil(row_bytes / units)
     table = core.latency
     return 2 * tree_passes(row_bytes, units) * table.add_tree + passes * (table.add + table.exp + table.mul) + table.div
+
+
+def softmax_operations(rows: int, elements: int) -> Cost:
+    """The same for `elements` elements in `rows` rows as operations on single elements; a tree adds each once."""
+    return {"add": 3 * elements, "exp": elements, "mul": elements, "div": rows}
 
 
 def tree_passes(n_bytes: int, unit_bytes: int) -> int:

@@ -120,12 +120,30 @@ TILE_COLUMNS = 5
 
 
 @dataclass(frozen=True)
+class CoreActivity:
+    """What one core does in a layer beyond what its instructions say. All are numbers of elements.
+
+    operations: of the vector unit on single elements, by field of `OpLatency`.
+    spad_reads, spad_writes, acc_reads, acc_writes: what the vector unit reads and writes.
+    first_sums: results of the array that begin a sum; all others are added to what the accumulators hold.
+    """
+
+    operations: tuple[tuple[str, int], ...] = ()
+    spad_reads: int = 0
+    spad_writes: int = 0
+    acc_reads: int = 0
+    acc_writes: int = 0
+    first_sums: int = 0
+
+
+@dataclass(frozen=True)
 class LayerInfo:
     """What a report says of a layer besides its simulated cycles. All byte and MAC counts are of the whole layer.
 
     load_bytes, store_bytes: DRAM traffic of the tiling, whole requests (closed form, not simulated).
     systolic_cycles: sum over the layer's SYSTOLIC instructions of the array cycles they occupy, all cores together.
     mapping: of a matrix layer, its tile sizes as lines of a mapping file (`lowering.mapping_file`).
+    activity: of each core, in order; empty where it was not counted (the formulas of `lowering.onnxim`).
     """
 
     name: str
@@ -137,6 +155,7 @@ class LayerInfo:
     vector_cycles: int = 0
     notes: tuple[str, ...] = ()
     mapping: tuple[str, ...] = ()
+    activity: tuple[CoreActivity, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lowering.chip import Chip
 from lowering.context import Handler, Network, unsupported
 from lowering.emit import Extent, Operand, ProgramBuilder
 from lowering.fusion import Group
@@ -12,7 +13,7 @@ from lowering.ir import Node
 from lowering.layout import Layout, channels_last
 from lowering.mapping import MappingError, MatmulShape, ranges
 from lowering.matmul import MatmulLayer, OutputGrid, emit_matmul, plan_matmul, vector_units
-from lowering.operators import Cost, add_costs, elementwise_cost, latency
+from lowering.operators import Cost, add_costs, elementwise_cost, latency, times
 from lowering.streams import Read, StreamLayer, emit_stream
 from lowering.vector_layers import Identity, shares
 
@@ -129,21 +130,29 @@ def _emit_empty(
                     builder.begin_tile(core)
                     for entry, layout in enumerate(residuals):
                         builder.load(entry, layout.region(first + grid.first[1], levels, *channels))
-                    units = vector_units(count * shape.out_cols * channels[1] * chip.element_bytes, chip.cores[core])
-                    _combine(builder, len(residuals), units, latency(cost, chip.cores[core]))
+                    _combine(builder, len(residuals), count * shape.out_cols * channels[1], cost, chip, core)
                     builder.store(len(residuals), result.region(first + grid.first[1], levels, *channels), acc=False)
                     builder.end_tile()
     builder.end_layer()
 
 
-def _combine(builder: ProgramBuilder, operands: int, units: int, cycles: int) -> None:
+def _combine(builder: ProgramBuilder, operands: int, elements: int, cost: Cost, chip: Chip, core: int) -> None:
     """One vector instruction for what needs no more than two operands; further ones are awaited in no time."""
     target = Operand(operands)
     second = Operand(1) if operands > 1 else None
     first = Operand(0 if operands else -1)
-    builder.vector(dst=target, src_a=first, src_b=second, size1=Extent(units), size2=Extent(cycles))
+    units = vector_units(elements * chip.element_bytes, chip.cores[core])
+    builder.vector(
+        dst=target,
+        src_a=first,
+        src_b=second,
+        size1=Extent(units),
+        size2=Extent(latency(cost, chip.cores[core])),
+        elements=elements,
+        operations=times(cost, elements),
+    )
     for entry in range(2, operands):
-        builder.vector(dst=target, src_a=target, src_b=Operand(entry), size1=Extent(0))
+        builder.vector(dst=target, src_a=target, src_b=Operand(entry), size1=Extent(0), elements=elements)
 
 
 def phases(node: Node) -> list[tuple[str, MatmulShape, OutputGrid]]:

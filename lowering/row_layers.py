@@ -21,7 +21,7 @@ from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
 from lowering.layout import Layout, Order
 from lowering.mapping import ACCUMULATOR_BYTES, MappingError, ranges
 from lowering.matmul import vector_units
-from lowering.operators import Cost, latency, tree_passes
+from lowering.operators import Cost, add_costs, latency, times, tree_passes
 from lowering.vector_layers import Identity, shares
 
 _MIN_SPLIT_BYTES = 16384
@@ -90,6 +90,10 @@ class RowLayer:
     def groups(self) -> int:
         """Number of groups."""
         return self.inputs[0].pixels // self.rows.group_pixels
+
+    def statistics(self, elements: int) -> int:
+        """Statistics of rows with `elements` elements together."""
+        return max(1, elements // self.rows.elements) * max(1, self.cost.trees)
 
 
 def emit_rows(builder: ProgramBuilder, layer: RowLayer, chip: Chip, space: AddressSpace) -> None:
@@ -175,7 +179,7 @@ def _tile(
     builder.begin_tile(core)
     entries = load_inputs(builder, layer, first, pixels, channels)
     cycles = row_cycles(pixels * channels[1], rows, layer.cost, chip, chip.cores[core])
-    wait_for_all(builder, entries, cycles, core_result=entries)
+    wait_for_all(builder, entries, cycles, entries, RowWork.of(pixels * channels[1], layer))
     store_results(builder, layer, entries, (first, pixels), channels)
     store_reduced(builder, layer, entries, groups, channels)
     builder.end_tile()
@@ -187,7 +191,8 @@ def store_results(
     """Store a tile's part of all results as large as the input, from the first entry behind the operands."""
     for index, result in enumerate(layer.results):
         if index:
-            wait_for_all(builder, entries, 0, core_result=entries + index)
+            wait_for_all(builder, entries, 0, entries + index)
+            builder.note({"spad_writes": pixels[1] * channels[1]})
         builder.store(entries + index, result.region(pixels[0], ((pixels[1], 1),), *channels), acc=False)
 
 
@@ -201,7 +206,8 @@ def store_reduced(
             continue
         entry = entries + len(layer.results) + index
         if entry > entries:
-            wait_for_all(builder, entries, 0, core_result=entry)
+            wait_for_all(builder, entries, 0, entry)
+            builder.note({"spad_writes": layer.statistics(groups[1] * layer.rows.group_pixels * channels[1])})
         builder.store(entry, piece, acc=False)
 
 
@@ -216,13 +222,41 @@ def load_inputs(builder: ProgramBuilder, layer: RowLayer, first: int, pixels: in
     return entries
 
 
-def wait_for_all(builder: ProgramBuilder, entries: int, cycles: int, core_result: int) -> None:
+@dataclass(frozen=True)
+class RowWork:
+    """What a tile's arithmetic reads of each operand and writes, in elements, and its operations on single elements."""
+
+    reads: int = 0
+    writes: int = 0
+    operations: Cost = field(default_factory=dict)
+
+    @staticmethod
+    def of(elements: int, layer: RowLayer) -> RowWork:
+        """For `elements` elements of the layer's rows. A reduction adds each once; results take a second pass."""
+        cost, rows = layer.cost, max(1, elements // layer.rows.elements)
+        each = add_costs(cost.statistics, {"add": cost.trees}, cost.per_element)
+        passes = bool(cost.statistics or cost.trees) + bool(cost.per_element)
+        operations = add_costs(times(each, elements), times(cost.per_row, rows))
+        return RowWork(passes * elements, elements if layer.results else layer.statistics(elements), operations)
+
+
+def wait_for_all(
+    builder: ProgramBuilder, entries: int, cycles: int, core_result: int, work: RowWork | None = None
+) -> None:
     """The arithmetic of a tile; operands beyond the second are awaited by instructions that take no time."""
-    result = Operand(core_result)
+    result, work = Operand(core_result), work or RowWork()
     second = Operand(1) if entries > 1 else None
-    builder.vector(dst=result, src_a=Operand(0), src_b=second, size1=Extent(cycles))
+    builder.vector(
+        dst=result,
+        src_a=Operand(0),
+        src_b=second,
+        size1=Extent(cycles),
+        elements=work.reads,
+        results=work.writes,
+        operations=work.operations,
+    )
     for entry in range(2, entries):
-        builder.vector(dst=result, src_a=result, src_b=Operand(entry), size1=Extent(0))
+        builder.vector(dst=result, src_a=result, src_b=Operand(entry), size1=Extent(0), elements=work.reads)
 
 
 def _reduced_piece(
@@ -298,7 +332,8 @@ def _emit_chunks(builder: ProgramBuilder, layer: RowLayer, chip: Chip, space: Ad
             builder.begin_tile(core)
             entries = load_inputs(builder, partial, first, pixels, (0, x.channels))
             cycles = row_cycles(pixels * x.channels, rows, first_cost, chip, chip.cores[core])
-            wait_for_all(builder, entries, cycles, core_result=entries)
+            work = RowWork.of(pixels * x.channels, replace(layer, cost=first_cost, results=()))
+            wait_for_all(builder, entries, cycles, entries, work)
             builder.store(
                 entries, Descriptor.contiguous(base + item * statistics, statistics, x.request_bytes), acc=False
             )
@@ -326,7 +361,7 @@ def _emit_chunks(builder: ProgramBuilder, layer: RowLayer, chip: Chip, space: Ad
             constants = (*layer.constants, (totals.base_byte + group * statistics, statistics))
             entries = load_inputs(builder, replace(final, constants=constants), first, pixels, (0, x.channels))
             cycles = row_cycles(pixels * x.channels, rows, final.cost, chip, chip.cores[core])
-            wait_for_all(builder, entries, cycles, core_result=entries)
+            wait_for_all(builder, entries, cycles, entries, RowWork.of(pixels * x.channels, final))
             store_results(builder, layer, entries, (first, pixels), (0, x.channels))
             if index == len(chunks) - 1:
                 store_reduced(builder, layer, entries, (group, 1), (0, x.channels))
@@ -346,8 +381,14 @@ def _combine(builder: ProgramBuilder, layer: RowLayer, chip: Chip, base: int, ar
         builder.begin_tile(core)
         builder.load(0, Descriptor.contiguous(base + start * area, count * area, layer.inputs[0].request_bytes))
         units = vector_units(count * area, chip.cores[core])
+        partial = count * area // ACCUMULATOR_BYTES
         builder.vector(
-            dst=Operand(1), src_a=Operand(0), size1=Extent(units + latency(layer.cost.per_row, chip.cores[core]))
+            dst=Operand(1),
+            src_a=Operand(0),
+            size1=Extent(units + latency(layer.cost.per_row, chip.cores[core])),
+            elements=partial,
+            results=count * max(1, layer.cost.trees),
+            operations=add_costs({"add": partial}, layer.cost.per_row),
         )
         for index, result in enumerate(layer.reduced):
             piece = _reduced_piece(result, layer, (start, count), (0, layer.inputs[0].channels))

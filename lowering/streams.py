@@ -15,7 +15,7 @@ from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
 from lowering.layout import Layout
 from lowering.mapping import MappingError
 from lowering.matmul import vector_units
-from lowering.operators import Cost, latency
+from lowering.operators import Cost, latency, times
 from lowering.vector_layers import MIN_TILE_BYTES, TILES_PER_CORE, Identity, shares
 
 
@@ -68,12 +68,21 @@ def emit_stream(builder: ProgramBuilder, layer: StreamLayer, chip: Chip) -> None
         units = vector_units(part * request, chip.cores[core])
         result = Operand(len(sizes))
         second = Operand(1) if len(sizes) > 1 else None
-        builder.vector(dst=result, src_a=Operand(0), src_b=second, size1=Extent(units), size2=Extent(max(1, each)))
+        elements = part * request // chip.element_bytes
+        builder.vector(
+            dst=result,
+            src_a=Operand(0),
+            src_b=second,
+            size1=Extent(units),
+            size2=Extent(max(1, each)),
+            elements=elements,
+            operations=times(layer.cost, elements),
+        )
         for entry in range(2, len(sizes)):
-            builder.vector(dst=result, src_a=result, src_b=Operand(entry), size1=Extent(0))
+            builder.vector(dst=result, src_a=result, src_b=Operand(entry), size1=Extent(0), elements=elements)
         for index, (layout, size) in enumerate(zip((layer.result, *layer.more), results, strict=True)):
             if index:
-                builder.vector(dst=Operand(len(sizes) + index), src_a=result, size1=Extent(0))
+                builder.vector(dst=Operand(len(sizes) + index), src_a=result, size1=Extent(0), elements=elements)
             # A block of the result that two tiles share is written once, by the later one.
             first, end = (edge * size // steps for edge in (start, start + count))
             if end > first:
@@ -127,8 +136,9 @@ def emit_moves(builder: ProgramBuilder, identity: Identity, moves: Sequence[Move
                 builder.begin_tile(core)
                 builder.load(0, _region(part.source, start, (count, *part.counts[1:])))
                 if selects:
-                    cycles = vector_units(count * inner * move.pixel_bytes, chip.cores[core])
-                    builder.vector(dst=Operand(1), src_a=Operand(0), size1=Extent(cycles))
+                    moved = count * inner * move.pixel_bytes
+                    cycles, elements = vector_units(moved, chip.cores[core]), moved // chip.element_bytes
+                    builder.vector(dst=Operand(1), src_a=Operand(0), size1=Extent(cycles), elements=elements)
                 builder.store(int(selects), _region(part.target, start, (count, *part.counts[1:])), acc=False)
                 builder.end_tile()
     builder.end_layer()

@@ -18,7 +18,7 @@ from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
 from lowering.layout import Layout
 from lowering.mapping import ACCUMULATOR_BYTES, MappingError, ranges
 from lowering.matmul import Lines, input_lines, vector_units
-from lowering.operators import Cost, latency, softmax_row_cycles
+from lowering.operators import Cost, add_costs, latency, softmax_operations, softmax_row_cycles, times
 from lowering.program import LayerInfo
 
 TILES_PER_CORE = 4
@@ -85,23 +85,32 @@ def emit_elementwise(builder: ProgramBuilder, layer: ElementwiseLayer, chip: Chi
         entries = len(layer.operands)
         if constants is not None:
             builder.load(entries, Descriptor.contiguous(constants, layer.constant_bytes, request))
-        _compute(builder, entries, constants is not None, layer.cost, count * request, chip.cores[core])
+        _compute(builder, entries, constants is not None, layer.cost, count * request, chip, chip.cores[core])
         builder.store(entries + 1, block_span(layer.result, start, count), acc=False)
         builder.end_tile()
     builder.end_layer()
 
 
 def _compute(
-    builder: ProgramBuilder, operands: int, constants: bool, cost: Cost, n_bytes: int, core: CoreConfig
+    builder: ProgramBuilder, operands: int, constants: bool, cost: Cost, n_bytes: int, chip: Chip, core: CoreConfig
 ) -> None:
     """One vector instruction; further ones of no duration wait for operands beyond the second."""
     result = Operand(operands + 1)
     sources = [Operand(entry) for entry in range(operands + int(constants))]
     cycles = vector_units(n_bytes, core), latency(cost, core)
     second = sources[1] if len(sources) > 1 else None
-    builder.vector(dst=result, src_a=sources[0], src_b=second, size1=Extent(cycles[0]), size2=Extent(cycles[1]))
+    elements = n_bytes // chip.element_bytes
+    builder.vector(
+        dst=result,
+        src_a=sources[0],
+        src_b=second,
+        size1=Extent(cycles[0]),
+        size2=Extent(cycles[1]),
+        elements=elements,
+        operations=times(cost, elements),
+    )
     for source in sources[2:]:
-        builder.vector(dst=result, src_a=result, src_b=source, size1=Extent(0))
+        builder.vector(dst=result, src_a=result, src_b=source, size1=Extent(0), elements=elements)
 
 
 def _blocks(layout: Layout) -> int:
@@ -177,10 +186,19 @@ def emit_softmax(builder: ProgramBuilder, layer: SoftmaxLayer, chip: Chip) -> No
     for core, start, count in shares(layer.x.pixels // layer.group_pixels, room, 1, group_bytes, chip):
         first, pixels = start * layer.group_pixels, count * layer.group_pixels
         per_row = softmax_row_cycles(layer.row_elements * chip.element_bytes, chip.cores[core])
+        rows = max(1, count * rows_per_group)
+        elements = rows * layer.row_elements
         builder.begin_tile(core)
         builder.load(0, layer.x.span(first, pixels))
+        # Three passes over a row: maximum, exponentials with their sum, scaling. The first writes nothing.
         builder.vector(
-            dst=Operand(1), src_a=Operand(0), size1=Extent(per_row), size2=Extent(max(1, count * rows_per_group))
+            dst=Operand(1),
+            src_a=Operand(0),
+            size1=Extent(per_row),
+            size2=Extent(rows),
+            elements=3 * elements,
+            results=2 * elements,
+            operations=softmax_operations(rows, elements),
         )
         builder.store(1, layer.y.span(first, pixels), acc=False)
         builder.end_tile()
@@ -254,18 +272,28 @@ def _pool_chain(
     """One output piece: a single tile, or several that take some kernel rows each and keep partial results."""
     image, rows, cols, channels, steps = piece
     core = chip.cores[core_index]
-    units = vector_units(rows[1] * cols[1] * channels[1] * chip.element_bytes, core)
+    outputs = rows[1] * cols[1] * channels[1]
+    units = vector_units(outputs * chip.element_bytes, core)
     split = len(steps) > 1
     result = Operand(0, acc=True) if split else Operand(1)
     for index, kernel_rows in enumerate(steps):
         builder.begin_tile(core_index, accumulate=index > 0, acc_key=key)
         window = _window(layer, rows, cols, kernel_rows)
         loaded = _load_window(builder, layer, window, image, channels)
-        cycles = kernel_rows[1] * layer.kernel[1] * latency(layer.per_input, core)
+        positions = kernel_rows[1] * layer.kernel[1]
+        cost = times(layer.per_input, positions)
         if index == len(steps) - 1:
-            cycles += latency(layer.per_output, core)
+            cost = add_costs(cost, layer.per_output)
         if loaded:
-            builder.vector(dst=result, src_a=Operand(0), size1=Extent(units), size2=Extent(cycles))
+            builder.vector(
+                dst=result,
+                src_a=Operand(0),
+                size1=Extent(units),
+                size2=Extent(latency(cost, core)),
+                elements=positions * outputs,
+                results=outputs,
+                operations=times(cost, outputs),
+            )
         if index == len(steps) - 1:
             first = (image * layer.out_size[0] + rows[0]) * layer.out_size[1] + cols[0]
             levels = ((rows[1], layer.out_size[1]), (cols[1], 1))
@@ -427,7 +455,8 @@ def emit_permute(builder: ProgramBuilder, layer: PermuteLayer, chip: Chip) -> No
         units = vector_units(max(reads[1], writes[1]) * chip.request_bytes, chip.cores[core])
         builder.begin_tile(core)
         builder.load(0, block_span(layer.x, *reads))
-        builder.vector(dst=Operand(1), src_a=Operand(0), size1=Extent(units))
+        elements = max(reads[1], writes[1]) * chip.request_bytes // chip.element_bytes
+        builder.vector(dst=Operand(1), src_a=Operand(0), size1=Extent(units), elements=elements)
         builder.store(1, block_span(layer.y, *writes), acc=False)
         builder.end_tile()
     builder.end_layer()

@@ -9,9 +9,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from hwconfigs.energy_schema import Technology, load_technology
 from hwconfigs.errors import ConfigError, UserError, nearest
 from hwconfigs.load import load_hw
 from hwconfigs.schema import HwConfig, dotted_keys
@@ -31,7 +33,8 @@ class Point:
     """One simulation of the sweep.
 
     values: the swept and derived keys of this point, in the order of the file; digest: hash of the model file, the
-    hardware, the options and the simulator's source, which together decide the result.
+    hardware, the options and the simulator's source, which together decide the result. technology: unit energies, or
+    None where no energy is asked for.
     """
 
     index: int
@@ -45,6 +48,7 @@ class Point:
     skip_unknown: bool
     max_cycles: int | None
     digest: str
+    technology: Technology | None = None
 
     @property
     def label(self) -> str:
@@ -260,7 +264,22 @@ class ModelPointBuilder(PointBuilder[Point]):
         }
         model_digest = self.model_digest(model, self.loaded.locate("model"))
         content = {"model": model_digest, "hw": hardware_content(hw), "simulator": simulator_digest()}
-        return Point(index, values, model, self.model_path(model), hw=hw, digest=digest_of({**job, **content}), **job)
+        technology = self._technology
+        if technology is not None:
+            content["energy"] = technology.model_dump()
+        digest = digest_of({**job, **content})
+        return Point(index, values, model, self.model_path(model), hw=hw, digest=digest, technology=technology, **job)
+
+    @cached_property
+    def _technology(self) -> Technology | None:
+        name = self.loaded.spec.energy
+        if name is None:
+            return None
+        beside_spec = self.loaded.folder / name
+        try:
+            return load_technology(beside_spec if beside_spec.is_file() else name)
+        except UserError as error:
+            raise self.loaded.error(("energy",), str(error)) from error
 
     def is_hardware(self, key: str) -> bool:
         """See `PointBuilder`."""

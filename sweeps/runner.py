@@ -22,6 +22,7 @@ from sweeps.spec import LoadedSpec
 from sweeps.store import STATUS_PRUNED, ResultFolder, write_tables
 from vsim.api import Progress, SimPoint, SimResult, simulate
 from vsim.mixes import MixPoint, simulate_mixes
+from vsim.npu.energy import with_energy
 
 STATUS_OK = "ok"
 STATUS_NOT_LOWERED = "not_lowered"
@@ -138,40 +139,57 @@ def _run_points(
 ) -> None:
     if not todo:
         return
-    runnable, errors, simulation = _prepare(todo, observer)
+    ready = _prepare(todo, observer)
 
     def columns(digest: str) -> dict[str, float | None]:
         return estimates[digest].columns() if digest in estimates else {}
 
-    for digest, error in errors.items():
+    for digest, error in ready.errors.items():
         folder.append(digest, {"status": STATUS_NOT_LOWERED, "message": str(error), **columns(digest)})
 
     def keep(index: int, result: SimResult) -> None:
-        digest = runnable[index]
-        folder.append(digest, {**result.to_json(), **columns(digest)})
+        digest = ready.digests[index]
+        folder.append(digest, {**ready.content(index, result), **columns(digest)})
 
     def advance(progress: Progress) -> None:
         record.lane_cycles = progress.lane_cycles
-        observer.simulating(reused + len(errors), progress)
+        observer.simulating(reused + len(ready.errors), progress)
 
-    simulation(on_progress=advance, on_result=keep, lanes=lanes)
+    ready.simulation(on_progress=advance, on_result=keep, lanes=lanes)
 
 
-def _prepare(
-    todo: Sequence[Point | TenantsPoint], observer: Observer
-) -> tuple[list[str], dict[str, UserError], Callable[..., Any]]:
-    """Lower the points: digests of those that can run, errors of the others, and the simulation of the former."""
+@dataclass(frozen=True)
+class _Ready:
+    """Lowered points: digests of those that can run, errors of the others, the simulation of the former, and what is
+    stored of their results, by their place among the digests.
+    """
+
+    digests: list[str]
+    errors: dict[str, UserError]
+    simulation: Callable[..., Any]
+    content: Callable[[int, SimResult], dict[str, Any]]
+
+
+def _prepare(todo: Sequence[Point | TenantsPoint], observer: Observer) -> _Ready:
     mixes = [point for point in todo if isinstance(point, TenantsPoint)]
     if mixes:
         lowered, errors = lower_mixes(mixes, observer.lowering)
         runnable = [point for point in mixes if point.digest in lowered]
         mix_points = [_mix_point(point, lowered[point.digest]) for point in runnable]
-        return [point.digest for point in runnable], errors, partial(simulate_mixes, mix_points)
+        digests = [point.digest for point in runnable]
+        return _Ready(digests, errors, partial(simulate_mixes, mix_points), lambda _, result: result.to_json())
     models = [point for point in todo if isinstance(point, Point)]
     programs, errors = lower_points(models, observer.lowering)
     runnable = [point for point in models if point.digest in programs]
     sim_points = [_sim_point(point, programs[point.digest]) for point in runnable]
-    return [point.digest for point in runnable], errors, partial(simulate, sim_points)
+
+    def content(index: int, result: SimResult) -> dict[str, Any]:
+        point, plain = runnable[index], result.to_json()
+        if point.technology is None:
+            return plain
+        return with_energy(plain, point.hw, programs[point.digest], point.technology)
+
+    return _Ready([point.digest for point in runnable], errors, partial(simulate, sim_points), content)
 
 
 def _mix_point(point: TenantsPoint, mix: Mix) -> MixPoint:

@@ -126,6 +126,8 @@ class SweepSpec(Frozen):
     max_cycles: core cycles after which a point stops with status ``cycle_limit``.
     lanes: points simulated side by side; left out, as many as measured best.
     prune: see `Prune`; left out, every point is simulated.
+    energy: table of unit energies (hwconfigs/energy, or a file from the folder of this one); the results get columns
+    of energy by part, power and energy-delay product, the layers their dynamic energy. See `vsim.npu.energy`.
     mix, workloads, alone: see `sweeps.mix_points`.
     """
 
@@ -147,6 +149,7 @@ class SweepSpec(Frozen):
     max_cycles: Annotated[int, within(1, MAX_CYCLES)] | None = None
     lanes: Annotated[int, within(1, MAX_LANES)] | None = None
     prune: Prune | None = None
+    energy: str | None = None
 
     @field_validator("zip", "exclude", mode="before")
     @classmethod
@@ -159,7 +162,7 @@ class SweepSpec(Frozen):
         if not isinstance(self.mix, str | Mapping | None):
             raise ValueError(f"mix = {self.mix!r}: expected a mix file or its content")
         of_mixes = ("workloads", "alone")
-        of_models = ("model", "batch", "dims", "base", "compat", "skip_unknown", "prune")
+        of_models = ("model", "batch", "dims", "base", "compat", "skip_unknown", "prune", "energy")
         for key in of_models if self.mix is not None else of_mixes:
             if key in self.model_fields_set:
                 raise ValueError(f"{key} does not go {'with' if self.mix is not None else 'without'} a mix")

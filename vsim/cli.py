@@ -23,13 +23,17 @@ from vsim import cli_compare, cli_serving, cli_systolic, cli_tables
 from vsim.cli_options import (
     BatchOption,
     DimsOption,
+    EnergyOption,
     HwOption,
     JsonOption,
     MappingOption,
     MaxCyclesOption,
+    NodeOption,
     SetOption,
+    SupplyOption,
     parse_dims,
     parse_overrides,
+    technology_of,
 )
 from vsim.cli_training import (
     LossOption,
@@ -143,6 +147,9 @@ def run(
     loss_output: LossOutputOption = None,
     recompute: RecomputeOption = None,
     restore_batch_norm: RestoreBatchNormOption = False,
+    energy: EnergyOption = None,
+    node_nm: NodeOption = None,
+    supply_v: SupplyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Simulate one model on one chip, or several models that share it."""
@@ -154,6 +161,7 @@ def run(
             "MODEL": model, "--batch": batch != 1, "--dim": dims, "--skip-unknown": skip_unknown, "--mapping": mapping,
             "--prefill": prefill, "--decode": decode, "--context": context, "--tp": tensor_parallel,
             "--link-gbps": link_gbps, "--steady-layers": steady_layers, "--roofline": roofline, "--train": train,
+            "--energy": energy, "--node-nm": node_nm, "--supply-v": supply_v,
         }  # fmt: skip
         inputs.check(compat is not None, [name for name, value in single.items() if value])
         _report(inputs.run(_hardware(hw, overrides), max_cycles, idle_skip=not no_idle_skip), as_json)
@@ -185,6 +193,7 @@ def run(
     )
     hardware = _hardware(hw, overrides)
     hardware.check_modelled()
+    technology = technology_of(energy, node_nm, supply_v)
     if roofline is not None:
         from figures.roofline import check_target
 
@@ -214,6 +223,10 @@ def run(
 
         [result] = simulate([point], on_progress=advance, idle_skip=not no_idle_skip)
     content = {"model": model, "hw": hardware.name, **result.to_json()}
+    if technology is not None:
+        from vsim.npu.energy import with_energy
+
+        content = with_energy(content, hardware, program, technology)
     if training is not None:
         content["training"] = totals_by_role(program.layers, content["layers"])
     if compat and hardware.dram.is_table and not hardware.dram.is_onnxim:

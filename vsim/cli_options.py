@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from hwconfigs.energy_schema import Technology, load_technology
 from hwconfigs.errors import UserError
 
 HwOption = Annotated[str, typer.Option("--hw", help="Preset, YAML file or ONNXim JSON file.")]
@@ -24,7 +25,24 @@ SetOption = Annotated[
 MappingOption = Annotated[
     Path | None, typer.Option("--mapping", metavar="FILE", help="Tile sizes of the matrix layers, as vsim map writes.")
 ]
+EnergyOption = Annotated[
+    str | None, typer.Option("--energy", metavar="TABLE", help="Unit energies: horowitz-45nm, or a YAML file.")
+]
+NodeOption = Annotated[float | None, typer.Option("--node-nm", help="With --energy: scale the table to this node.")]
+SupplyOption = Annotated[float | None, typer.Option("--supply-v", help="With --energy: and to this supply voltage.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def technology_of(name: str | None, node_nm: float | None, supply_v: float | None) -> Technology | None:
+    """The table of unit energies that --energy names, scaled; None without one. Raises UserError."""
+    if name is None:
+        if node_nm is not None or supply_v is not None:
+            raise UserError("--node-nm and --supply-v scale a table of unit energies: give it with --energy")
+        return None
+    table = load_technology(name)
+    if node_nm is None and supply_v is None:
+        return table
+    return table.at(node_nm=node_nm or table.node_nm, supply_v=supply_v or table.supply_v)
 
 
 def parse_overrides(texts: Sequence[str] | None, example: str) -> dict[str, Any]:

@@ -12,7 +12,19 @@ import typer
 from hwconfigs.errors import UserError
 from hwconfigs.systolic_schema import load_systolic, systolic_preset_names
 from vsim import cli_tables
-from vsim.cli_options import BatchOption, DimsOption, JsonOption, SetOption, parse_dims, parse_overrides, parse_sizes
+from vsim.cli_options import (
+    BatchOption,
+    DimsOption,
+    EnergyOption,
+    JsonOption,
+    NodeOption,
+    SetOption,
+    SupplyOption,
+    parse_dims,
+    parse_overrides,
+    parse_sizes,
+    technology_of,
+)
 from vsim.cli_training import (
     LossOption,
     LossOutputOption,
@@ -28,11 +40,6 @@ EXIT_DIFFERS = 1
 SkipUnknownOption = Annotated[
     bool, typer.Option("--skip-unknown", help="Leave out operators that are not modelled, with a warning.")
 ]
-EnergyOption = Annotated[
-    str | None, typer.Option("--energy", metavar="TABLE", help="Unit energies: horowitz-45nm, or a YAML file.")
-]
-NodeOption = Annotated[float | None, typer.Option("--node-nm", help="With --energy: scale the table to this node.")]
-SupplyOption = Annotated[float | None, typer.Option("--supply-v", help="With --energy: and to this supply voltage.")]
 
 app = typer.Typer(help="The closed-form systolic model: whole networks on whole spaces of designs.")
 
@@ -114,7 +121,7 @@ def run(
         inference_only={"--compat": compat},
     )
     bridged = layers_of(model, batch=batch, dims=sizes, skip_unknown=skip_unknown, faults=faults, training=training)
-    technology = _technology(energy, node_nm, supply_v)
+    technology = technology_of(energy, node_nm, supply_v)
     content = run(model, bridged, design, faults=faults, technology=technology)
     if as_json:
         print(json.dumps(content, indent=1))
@@ -199,7 +206,7 @@ def figures(
             restore_batch_norm=restore_batch_norm,
             inference_only={},
         ),
-        technology=_technology(energy, node_nm, supply_v),
+        technology=technology_of(energy, node_nm, supply_v),
     )
     files = [str(file) for file in save_systolic(content, out)]
     if as_json:
@@ -268,16 +275,3 @@ def _print_allocation(found: dict[str, Any]) -> None:
         f"gradient search evaluated {found['gradient_points']:,} splits; its best takes {gradient:.4f} times.",
         style="bold",
     )
-
-
-def _technology(name: str | None, node_nm: float | None, supply_v: float | None) -> Any:
-    if name is None:
-        if node_nm is not None or supply_v is not None:
-            raise UserError("--node-nm and --supply-v scale a table of unit energies: give it with --energy")
-        return None
-    from hwconfigs.energy_schema import load_technology
-
-    table = load_technology(name)
-    if node_nm is None and supply_v is None:
-        return table
-    return table.at(node_nm=node_nm or table.node_nm, supply_v=supply_v or table.supply_v)

@@ -32,7 +32,8 @@ def _console(*, stderr: bool) -> Console:
 def print_run(result: Mapping[str, Any]) -> None:
     """Print one simulation result (see `SimResult.to_json`): layers, cores, then totals."""
     console = stdout()
-    console.print(_table("Layers", [_layer_row(layer) for layer in result["layers"]], _LAYER_COLUMNS))
+    columns = (*_LAYER_COLUMNS, "dynamic_pj") if "energy" in result else _LAYER_COLUMNS
+    console.print(_table("Layers", [_layer_row(layer) for layer in result["layers"]], columns))
     console.print("bound: the resource that alone would need most of the layer's cycles, and the share that it needs")
     if "training" in result:
         console.print(_table("Training", [{"role": _words(role), **row} for role, row in result["training"].items()]))
@@ -56,6 +57,8 @@ def _print_chip(console: Console, result: Mapping[str, Any]) -> None:
     noc = {key: value for key, value in result["noc"].items() if not isinstance(value, list)}
     for name, values in (("DRAM", dram), ("NoC", noc)):
         console.print(f"{name}: " + ", ".join(f"{_words(key)} {_number(value)}" for key, value in values.items()))
+    if "energy" in result:
+        console.print(_energy(result))
     console.print(f"{result['model']} on {result['hw']}: {_outcome(result)}", style="bold")
     for warning in result["warnings"]:
         stderr().print(f"vsim: warning: {warning}")
@@ -104,6 +107,17 @@ def _layer_row(layer: Mapping[str, Any]) -> dict[str, Any]:
         "cycles": finish - start if ended else None,
         **{name: _Share(layer[key]) if ended else None for name, key in shares.items() if key in layer},
     }
+
+
+def _energy(result: Mapping[str, Any]) -> str:
+    found = result["energy"]
+    parts = {key.removesuffix("_pj"): value for key, value in found.items() if key.endswith("_pj")}
+    return (
+        f"Energy: {result['energy_j'] * 1e6:,.3f} µJ, average power {result['power_w']:,.3f} W, "
+        f"energy-delay product {result['edp_js']:.4g} J s ({found['table']} at {found['node_nm']:g} nm, "
+        f"{found['supply_v']:g} V)\nEnergy by part in µJ: "
+        + ", ".join(f"{name} {value * 1e-6:,.3f}" for name, value in parts.items())
+    )
 
 
 def _outcome(result: Mapping[str, Any]) -> str:

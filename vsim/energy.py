@@ -39,12 +39,19 @@ class Activity:
     sum_bits: int = 32
     arithmetic: Arithmetic = "integer"
     simple_operations: Counts = 0
+    """Additions, comparisons, and what else costs as much."""
+    multiplications: Counts = 0
     divides: Counts = 0
     exps: Counts = 0
     rsqrts: Counts = 0
     vector_bits: int = 32
-    memories: Mapping[str, Memory] = field(default_factory=dict)
+    memories: Mapping[str, tuple[Memory, ...]] = field(default_factory=dict)
+    """By name; several of one name where their capacities differ."""
     dram_bits: Counts = 0
+    dram_standard: str = ""
+    """Of the memory (`hwconfigs.schema.Dram.standard`); empty: not known."""
+    memory_kib: float = 0
+    """On-chip memory of the chip, which leaks."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +88,28 @@ def energy(activity: Activity, technology: Technology, clock_mhz: float) -> Ener
         "vector": activity.simple_operations * add.at(word)
         + vector_multiply
         * (
-            activity.divides * technology.divide_per_multiply.value
+            activity.multiplications
+            + activity.divides * technology.divide_per_multiply.value
             + activity.exps * technology.exp_per_multiply.value
             + activity.rsqrts * technology.rsqrt_per_multiply.value
         ),
         **{
-            name: memory.bits * technology.sram_64_bit_access_pj.at(memory.capacity_kib) / WORD_BITS
-            for name, memory in activity.memories.items()
+            name: sum(
+                memory.bits * technology.sram_64_bit_access_pj.at(memory.capacity_kib) / WORD_BITS
+                for memory in memories
+            )
+            for name, memories in activity.memories.items()
         },
-        "dram": activity.dram_bits * technology.dram_pj_per_bit.value,
-        "leakage": seconds * technology.leakage_mw.value * 1e9,
+        "dram": activity.dram_bits * technology.dram(activity.dram_standard).value,
+        "leakage": leakage_pj(technology, activity.memory_kib, seconds),
     }
     return Energy({name: np.asarray(value, np.float64) for name, value in parts.items()}, seconds)
+
+
+def leakage_pj(technology: Technology, memory_kib: float, seconds: Counts) -> Counts:
+    """Picojoules that a chip with so much on-chip memory leaks in a time."""
+    milliwatts = technology.leakage_mw.value + technology.sram_leakage_mw_per_mib.value * memory_kib / 1024
+    return seconds * milliwatts * 1e9
 
 
 def _arithmetic(technology: Technology, kind: Arithmetic) -> tuple[Any, Any]:

@@ -16,10 +16,11 @@ from lowering.chip import Chip
 from lowering.emit import Descriptor, Extent, Operand, ProgramBuilder
 from lowering.mapping import ACCUMULATOR_BYTES, MappingError, ranges
 from lowering.matmul import vector_units
-from lowering.operators import latency
+from lowering.operators import add_costs, latency, times
 from lowering.row_layers import (
     RowCost,
     RowLayer,
+    RowWork,
     emit_rows,
     fits_whole,
     load_inputs,
@@ -135,9 +136,15 @@ def _emit_statistics(builder: ProgramBuilder, layer: RowLayer, plan: _Plan, chip
                 builder.begin_tile(core, accumulate=index > 0, acc_key=number * len(plan.cores) + place)
                 entries = load_inputs(builder, plain, first, pixels, channels)
                 cycles = row_cycles(pixels * channels[1], layer.rows, cost, chip, chip.cores[core])
-                sums = Operand(0, acc=True)
+                work = RowWork.of(pixels * channels[1], replace(layer, cost=cost, results=()))
                 builder.vector(
-                    dst=sums, src_a=Operand(0), src_b=Operand(1) if entries > 1 else None, size1=Extent(cycles)
+                    dst=Operand(0, acc=True),
+                    src_a=Operand(0),
+                    src_b=Operand(1) if entries > 1 else None,
+                    size1=Extent(cycles),
+                    elements=work.reads,
+                    results=channels[1] * max(1, cost.trees),
+                    operations=work.operations,
                 )
                 if index == len(own) - 1:
                     builder.store(0, Descriptor.contiguous(base + place * size, size, request))
@@ -157,7 +164,15 @@ def _emit_combination(builder: ProgramBuilder, layer: RowLayer, plan: _Plan, chi
         cycles = units + rows * latency(layer.cost.per_row, chip.cores[core])
         builder.begin_tile(core)
         builder.load(0, Descriptor.contiguous(plan.partial[number], area, request))
-        builder.vector(dst=Operand(1), src_a=Operand(0), size1=Extent(cycles))
+        partial = area // ACCUMULATOR_BYTES
+        builder.vector(
+            dst=Operand(1),
+            src_a=Operand(0),
+            size1=Extent(cycles),
+            elements=partial,
+            results=partial // len(plan.cores),
+            operations=add_costs({"add": partial}, times(layer.cost.per_row, channels[1])),
+        )
         if layer.reduced:
             store_reduced(builder, layer, 1, (0, 1), channels)
         else:
@@ -180,7 +195,8 @@ def _emit_results(builder: ProgramBuilder, layer: RowLayer, plan: _Plan, chip: C
             builder.begin_tile(core)
             entries = load_inputs(builder, own, first, pixels, channels)
             cycles = row_cycles(pixels * channels[1], layer.rows, cost, chip, chip.cores[core])
-            wait_for_all(builder, entries, cycles, core_result=entries)
+            work = RowWork.of(pixels * channels[1], replace(layer, cost=cost))
+            wait_for_all(builder, entries, cycles, entries, work)
             store_results(builder, layer, entries, (first, pixels), channels)
             if index == 0:
                 store_reduced(builder, layer, entries, (0, 1), channels)

@@ -21,6 +21,7 @@ SoftmaxGrad              dy, y                                                  
 MaxPoolGrad              dy, x, y                                                      dx
 AveragePoolGrad          dy                                                            dx
 ReluGrad, GeluGrad, ...  dy, and x or y of the forward operator                        dx
+PReluGrad                dy, x, slopes                                                 dx
 ReduceGrad               dy [, other]                                                  sum of dy [* other] over axes
 ExpandGrad               dy                                                            dy repeated along the axes
 ViewGrad                 dy, x                                                         dx, in x's shape
@@ -33,6 +34,9 @@ CrossEntropyGrad         logits, labels, logarithm of the sums                  
 MeanSquareLoss / Grad    y, target                                                     loss / dy
 Sgd / Momentum / Adam    w, dw [, first [, second moment]]                             the same, updated, in place
 =======================  ============================================================  ==============================
+
+Gradients have the attributes of the forward operator where these say what they are (alpha, mode, the window of LRN). A
+RotaryEmbedding with ``inverse`` = 1 rotates by the opposite angle: it is the gradient of the one without.
 """
 
 from __future__ import annotations

@@ -232,6 +232,17 @@ def lrn_grad(network: Network, group: Group) -> None:
     emit_elementwise(network.builder, layer, network.chip, network.space)
 
 
+def prelu_grad(network: Network, group: Group) -> None:
+    """PReluGrad: dy, x and the slopes that they share are read; a product and a selection."""
+    node = group.head
+    dy, x, slopes = (node.input(index) for index in range(3))
+    order = network.find(x).order
+    operands = (*(network.in_order(tensor, order) for tensor in (dy, x)), network.find(slopes).layout)
+    result = network.place(node.outputs[0], order).layout
+    layer = ElementwiseLayer(Identity(node.name, node.op), result, operands, {"mul": 1, "add": 1})
+    emit_elementwise(network.builder, layer, network.chip, network.space)
+
+
 # -- loss
 
 
@@ -369,8 +380,9 @@ def _fill(network: Network, identity: Identity, goal: Layout) -> None:
     builder.begin_layer(identity.info())
     for core, start, count in shares(total, chip.spad_bytes // goal.request_bytes, 1, goal.request_bytes, chip):
         builder.begin_tile(core)
-        units = vector_units(count * goal.request_bytes, chip.cores[core])
-        builder.vector(dst=Operand(0), src_a=Operand(-1), size1=Extent(units))
+        n_bytes = count * goal.request_bytes
+        units, elements = vector_units(n_bytes, chip.cores[core]), n_bytes // chip.element_bytes
+        builder.vector(dst=Operand(0), src_a=Operand(-1), size1=Extent(units), elements=elements)
         builder.store(0, block_span(goal, start, count), acc=False)
         builder.end_tile()
     builder.end_layer()
@@ -415,6 +427,7 @@ HANDLERS: dict[str, Handler] = {
     "ExpandGrad": expand_grad,
     "SliceGrad": slice_grad,
     "LRNGrad": lrn_grad,
+    "PReluGrad": prelu_grad,
     "ResizeGrad": resize_grad,
     "ViewGrad": view_grad,
     "GatherGrad": gather_grad,

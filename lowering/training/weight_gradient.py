@@ -135,7 +135,7 @@ def emit_weight_gradient(builder: ProgramBuilder, layer: WeightGradient, chip: C
             block = blocks[item]
             for step, chunk in enumerate(shares[block.part]):
                 builder.begin_tile(core, accumulate=step > 0, acc_key=item)
-                _tile(builder, layer, block, chunk, chip.cores[core])
+                _tile(builder, layer, block, chunk, chip.cores[core], first=step == 0)
                 if step == len(shares[block.part]) - 1:
                     _store(builder, layer, block, targets[block.part])
                 builder.end_tile()
@@ -300,20 +300,27 @@ def _streamed(layer: WeightGradient, block: _Block, core: CoreConfig) -> RowGrou
 
 def _stationary(layer: WeightGradient, block: _Block, chunk: _Chunk, core: CoreConfig) -> int:
     """Blocks of the gradient in a tile."""
+    return math.ceil(chunk.pixels / core.rows) * _results(layer, block, core)
+
+
+def _results(layer: WeightGradient, block: _Block, core: CoreConfig) -> int:
+    """Blocks of a tile with different results."""
     passes = math.ceil(block.groups[1] / _groups_of_a_pass(layer, core.cols))
-    return passes * math.ceil(chunk.pixels / core.rows) * math.ceil(block.out_channels[1] / core.cols)
+    return passes * math.ceil(block.out_channels[1] / core.cols)
 
 
 def _cycles(layer: WeightGradient, block: _Block, chunk: _Chunk, core: CoreConfig) -> int:
     return tile_cycles(_stationary(layer, block, chunk, core), _streamed(layer, block, core), core)
 
 
-def _tile(builder: ProgramBuilder, layer: WeightGradient, block: _Block, chunk: _Chunk, core: CoreConfig) -> None:
+def _tile(
+    builder: ProgramBuilder, layer: WeightGradient, block: _Block, chunk: _Chunk, core: CoreConfig, first: bool
+) -> None:
     loaded = _load_inputs(builder, layer, block, chunk)
     image = math.prod(layer.out_size)
-    first = (block.product * layer.images + chunk.images[0]) * image + chunk.rows[0] * layer.out_size[1] + chunk.cols[0]
+    start = (block.product * layer.images + chunk.images[0]) * image + chunk.rows[0] * layer.out_size[1] + chunk.cols[0]
     levels = ((chunk.images[1], image), (chunk.rows[1], layer.out_size[1]), (chunk.cols[1], 1))
-    builder.load(_DY, layer.dy.region(first, levels, *_channels(block, layer.out_channels, block.out_channels)))
+    builder.load(_DY, layer.dy.region(start, levels, *_channels(block, layer.out_channels, block.out_channels)))
     groups = _streamed(layer, block, core)
     builder.systolic(
         dst=Operand(_SUMS, acc=True),
@@ -322,6 +329,7 @@ def _tile(builder: ProgramBuilder, layer: WeightGradient, block: _Block, chunk: 
         counts=(_stationary(layer, block, chunk, core), groups.lines, groups.passes),
         size2=groups.size,
         preload="first",
+        first_sums=groups.streamed * _results(layer, block, core) * core.cols if first else 0,
     )
 
 

@@ -6,6 +6,7 @@ forward operators are a differentiable function, so that `jax.vjp` of them says 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -199,6 +200,34 @@ def _softmax_grad(node: Node, given: Sequence[Array]) -> Array:
     return y * (dy - (dy * y).sum(node.ints("axes"), keepdims=True))
 
 
+def _lrn_sums(node: Node, terms: Array, *, turned: bool = False) -> Array:
+    """Sums of the terms of each channel's window; turned: of the channels in whose windows each channel lies."""
+    size = node.int("size", 1)
+    before = (size - 1) // 2
+    reach = (size - 1 - before, before) if turned else (before, size - 1 - before)
+    none = [(0, 0)] * (terms.ndim - 2)
+    return lax.reduce_window(
+        terms, 0.0, lax.add, (1, size, *(1,) * (terms.ndim - 2)), (1,) * terms.ndim, [(0, 0), reach, *none]
+    )
+
+
+def _lrn_base(node: Node, x: Array) -> Array:
+    return node.number("bias", 1.0) + node.number("alpha", 1e-4) / node.int("size", 1) * _lrn_sums(node, x * x)
+
+
+def _lrn(node: Node, given: Sequence[Array]) -> Array:
+    (x,) = given
+    return x / _lrn_base(node, x) ** node.number("beta", 0.75)
+
+
+def _lrn_grad(node: Node, given: Sequence[Array]) -> Array:
+    """Each y changes with its own x, and through the sums with every x of its window."""
+    dy, x, y = given
+    alpha, beta, base = node.number("alpha", 1e-4), node.number("beta", 0.75), _lrn_base(node, x)
+    through_sums = _lrn_sums(node, dy * y / base, turned=True)
+    return dy / base**beta - 2 * alpha * beta / node.int("size", 1) * x * through_sums
+
+
 # -- pools
 
 
@@ -314,6 +343,76 @@ def _slice(node: Node, given: Sequence[Array]) -> Array:
     return given[0][tuple(slice(size) for size in node.outputs[0].shape)]
 
 
+def _samples(node: Node, old: int, new: int) -> list[list[tuple[int, float]]]:
+    """Of each of `new` results along an axis of `old` elements: (element, weight) of its samples."""
+    transform = node.text("coordinate_transformation_mode", "half_pixel")
+    samples = []
+    for place in range(new):
+        x = {
+            "half_pixel": (place + 0.5) * old / new - 0.5,
+            "asymmetric": place * old / new,
+            "align_corners": place * (old - 1) / max(1, new - 1),
+        }[transform]
+        if node.text("mode", "nearest") == "nearest":
+            rounded = {"round_prefer_floor": math.ceil(x - 0.5), "floor": math.floor(x)}
+            parts = [(rounded[node.text("nearest_mode", "round_prefer_floor")], 1.0)]
+        else:
+            parts = [(math.floor(x), 1 - x % 1), (math.floor(x) + 1, x % 1)]
+        samples.append([(min(max(index, 0), old - 1), weight) for index, weight in parts])
+    return samples
+
+
+def _resize(node: Node, given: Sequence[Array]) -> Array:
+    """Axis by axis, a weighted sum of samples."""
+    y = given[0]
+    for axis, new in enumerate(node.outputs[0].shape):
+        rows = [
+            sum(weight * jnp.take(y, index, axis) for index, weight in parts)
+            for parts in _samples(node, y.shape[axis], new)
+        ]
+        y = jnp.stack([jnp.asarray(row) for row in rows], axis) if new != y.shape[axis] else y
+    return y
+
+
+def _resize_grad(node: Node, given: Sequence[Array]) -> Array:
+    """Every result gives each of its samples its weight's part of the gradient."""
+    dy, target = np.asarray(given[0]), node.outputs[0].shape
+    axes = [
+        _samples(node, old, new) if old != new else [[(index, 1.0)] for index in range(new)]
+        for old, new in zip(target, dy.shape, strict=True)
+    ]
+    dx = np.zeros(target, np.float32)
+    for place in np.ndindex(*dy.shape):
+        for parts in itertools.product(*(samples[index] for samples, index in zip(axes, place, strict=True))):
+            dx[tuple(index for index, _ in parts)] += dy[place] * math.prod(weight for _, weight in parts)
+    return jnp.asarray(dx)
+
+
+def _rotary(node: Node, given: Sequence[Array]) -> Array:
+    """Halves (x, y) of a head as x + iy times cos + i sin; inverse: times cos - i sin. Caches of (batch, row, half)."""
+    x, cos, sin = given[:3]
+    sin = -sin if node.int("inverse", 0) else sin
+    heads = _heads_first(x, node.int("num_heads", 0))
+    cos, sin = cos[:, None], sin[:, None]
+    width = 2 * cos.shape[-1]
+    left, right, rest = heads[..., : width // 2], heads[..., width // 2 : width], heads[..., width:]
+    turned = jnp.concatenate([cos * left - sin * right, sin * left + cos * right, rest], -1)
+    return turned if x.ndim == 4 else jnp.swapaxes(turned, 1, 2).reshape(x.shape)
+
+
+def _prelu_grad(node: Node, given: Sequence[Array]) -> Array:
+    dy, x, slopes = given
+    return jnp.where(x > 0, dy, dy * slopes)
+
+
+def _leaky_relu(node: Node, given: Sequence[Array]) -> Array:
+    return jnp.where(given[0] > 0, given[0], node.number("alpha", 0.01) * given[0])
+
+
+def _leaky_relu_grad(node: Node, given: Sequence[Array]) -> Array:
+    return jnp.where(given[1] > 0, given[0], node.number("alpha", 0.01) * given[0])
+
+
 def _gather_grad(node: Node, given: Sequence[Array]) -> Array:
     dy, indices = given
     axis = node.int("axis", 0)
@@ -405,8 +504,18 @@ RULES: dict[str, Rule] = {
     "Transpose": lambda node, given: jnp.transpose(given[0], node.ints("perm")),
     "Concat": lambda node, given: jnp.concatenate(given, node.int("axis", 0)),
     "Split": _split,
-    "Where": lambda node, given: jnp.where(given[0] > 0, given[1], given[2]),
+    "Where": lambda node, given: jnp.where(given[0], given[1], given[2]),
     "PRelu": lambda node, given: jnp.where(given[0] > 0, given[0], given[0] * given[1]),
+    "PReluGrad": _prelu_grad,
+    "LeakyRelu": _leaky_relu,
+    "LeakyReluGrad": _leaky_relu_grad,
+    "Min": lambda node, given: jnp.minimum(given[0], given[1]),
+    "Greater": lambda node, given: given[0] > given[1],
+    "LRN": _lrn,
+    "LRNGrad": _lrn_grad,
+    "Resize": _resize,
+    "ResizeGrad": _resize_grad,
+    "RotaryEmbedding": _rotary,
     "Slice": _slice,
     "SliceGrad": _slice_grad,
     "Gather": lambda node, given: jnp.take(given[0], given[1], node.int("axis", 0)),

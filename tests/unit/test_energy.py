@@ -23,7 +23,8 @@ def test_every_unit_energy_has_a_source():
     for name in technology_names():
         table = load_technology(name)
         entries = [entry for _, entry in table if isinstance(entry, Curve | Constant)]
-        assert len(entries) == len(Technology.model_fields) - 3
+        entries += table.dram_pj_per_bit_of.values()
+        assert len(entries) == len(Technology.model_fields) - 4 + len(table.dram_pj_per_bit_of)
         assert all(len(entry.source) >= 8 for entry in entries)
 
 
@@ -45,13 +46,12 @@ def test_one_layer_by_hand():
         "bias_buffer": outputs * 32 * per_bit_2,
         "vector_memory": outputs * 64 * per_bit_128,
         "dram": 20 * (256 * 8 + 16 * 32 + outputs * 8 + outputs * 32 + 2 * outputs * 32),
-        "leakage": 0,
     }
     found = report["energy"]["microjoules"]
+    seconds = report["cycles"] / 1.25e9
+    picojoules["leakage"] = seconds * 1e9 * 100 * sum(dict(hw.buffers).values()) / 1024
     assert found == pytest.approx({name: value * 1e-6 for name, value in picojoules.items()}, rel=1e-12)
     total = sum(picojoules.values()) * 1e-12
-    assert sum(row["microjoules"] for row in report["layers"]) == pytest.approx(total * 1e6)
-    seconds = report["cycles"] / 1.25e9
     assert report["energy"]["average_watts"] == pytest.approx(total / seconds)
     assert report["energy"]["joule_seconds"] == pytest.approx(total * seconds)
 
@@ -66,15 +66,17 @@ def test_every_part_counts():
         divides=5,
         exps=7,
         rsqrts=11,
-        memories={"spad": Memory(640, 8)},
+        multiplications=17,
+        memories={"spad": (Memory(640, 8),)},
         dram_bits=13,
+        memory_kib=512,
     )
     found = energy(activity, TABLE.with_overrides({"leakage_mw": 250.0}), 1000)
     assert found.picojoules["mac"] == 2 * (1.1 + 0.9)
-    assert found.picojoules["vector"] == pytest.approx(3 * 0.9 + 3.7 * 7.1 * (5 + 7 + 11))
+    assert found.picojoules["vector"] == pytest.approx(3 * 0.9 + 3.7 * (17 + 7.1 * (5 + 7 + 11)))
     assert found.picojoules["spad"] == 100
     assert found.picojoules["dram"] == 260
-    assert found.picojoules["leakage"] == pytest.approx(250e-3 * 1e-3 * 1e12)
+    assert found.picojoules["leakage"] == pytest.approx((250e-3 + 50e-3) * 1e-3 * 1e12)
     assert found.watts == pytest.approx(found.joules / 1e-3)
 
 
@@ -94,6 +96,14 @@ def test_scaling_is_the_documented_rule():
     assert scaled.integer_multiply_um2.at(8) == pytest.approx(282 / 4)
     assert scaled.dram_pj_per_bit == TABLE.dram_pj_per_bit
     assert "scaled from 45 nm, 0.9 V to 22.5 nm, 0.45 V" in scaled.integer_add_pj.source
+
+
+def test_dram_is_priced_by_its_standard():
+    assert [TABLE.dram(name).value for name in ("HBM2_2400", "HBM2_ONNXIM", "LPDDR4_3200")] == [3.97, 3.97, 8.0]
+    assert TABLE.dram("DDR4_2400") == TABLE.dram("") == TABLE.dram_pj_per_bit
+    scaled = TABLE.at(node_nm=7, supply_v=0.7)
+    assert scaled.dram_pj_per_bit_of == TABLE.dram_pj_per_bit_of
+    assert scaled.sram_leakage_mw_per_mib == TABLE.sram_leakage_mw_per_mib
 
 
 def test_area_by_hand():

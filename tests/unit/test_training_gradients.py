@@ -220,6 +220,49 @@ MODELS: dict[str, Callable[[], LoadedModel]] = {
          node("Conv", "b W2", "c", kernel_shape=[1, 1]), node("Sigmoid", "c", "d"), node("Mul", "a d", "Y")],
         (2, 4, 5, 5), {"W1": (6, 4, 1, 1), "W2": (6, 6, 1, 1)},
     ),
+    "local response": lambda: chain(
+        [node("Conv", "X W1", "a", kernel_shape=[1, 1]), node("LRN", "a", "Y", size=3, alpha=0.9, beta=0.6, bias=1.5)],
+        (2, 3, 4, 4), {"W1": (7, 3, 1, 1)},
+    ),
+    "local response, even window, defaults": lambda: chain(
+        [node("Conv", "X W1", "a", kernel_shape=[1, 1]), node("Mul", "a S", "b"), node("LRN", "b", "Y", size=4)],
+        (2, 3, 4, 4), {"W1": (7, 3, 1, 1), "S": (7, 1, 1)},
+    ),
+    "selection": lambda: chain(
+        [node("Greater", "X M", "c"), node("MatMul", "X W1", "a"), node("MatMul", "X W2", "b"),
+         node("Where", "c a b", "Y")],
+        (2, 5, 6), {"M": (6,), "W1": (6, 6), "W2": (6, 6)},
+    ),
+    "selection, broadcast": lambda: chain(
+        [node("ReduceMean", "X axis", "m"), node("Greater", "m M", "c"), node("MatMul", "X W1", "a"),
+         node("ReduceMean", "a axis", "b"), node("Where", "c b a", "Y")],
+        (2, 5, 6), {"M": (5, 1), "W1": (6, 6)}, axis=[-1],
+    ),
+    "selection of constants": lambda: chain(
+        [node("Greater", "X M", "c"), node("MatMul", "X W1", "a"), node("Where", "c a K", "Y")],
+        (2, 5, 6), {"M": (6,), "W1": (6, 6), "K": (5, 6)},
+    ),
+    "learned slopes": lambda: chain(
+        [node("MatMul", "X W1", "a"), node("Sub", "a B", "b"), node("PRelu", "b S", "c"), node("MatMul", "c W2", "Y")],
+        (2, 5, 6), {"W1": (6, 6), "B": (5, 6), "S": (6,), "W2": (6, 3)},
+    ),
+    "learned slopes of channels": lambda: chain(
+        [node("Conv", "X W1 b1", "a", kernel_shape=[1, 1]), node("Sub", "a B", "b"), node("PRelu", "b S", "Y")],
+        (2, 3, 4, 4), {"W1": (5, 3, 1, 1), "b1": (5,), "B": (5, 1, 1), "S": (5, 1, 1)},
+    ),
+    "fixed slope": lambda: chain(
+        [node("Mul", "X S", "a"), node("Sub", "a B", "b"), node("LeakyRelu", "b", "Y", alpha=0.3)],
+        (2, 5, 6), {"S": (6,), "B": (6,)},
+    ),
+    "rotary embedding": lambda: chain(
+        [node("MatMul", "X W1", "a"), node("RotaryEmbedding", "a cos sin", "Y", num_heads=2)],
+        (2, 5, 6), {"W1": (6, 8), "cos": (2, 5, 2), "sin": (2, 5, 2)},
+    ),
+    "rotary embedding of a part": lambda: chain(
+        [node("MatMul", "X W1", "a"), node("Reshape", "a shape", "b"), node("Transpose", "b", "c", perm=[0, 2, 1, 3]),
+         node("RotaryEmbedding", "c cos sin", "Y", rotary_embedding_dim=4)],
+        (2, 5, 6), {"W1": (6, 16), "cos": (2, 5, 2), "sin": (2, 5, 2)}, shape=[2, 5, 2, 8],
+    ),
     "activations in a row": lambda: chain(
         [node("Mul", "X S", "h0")]
         + [node(op, f"h{i}", f"h{i + 1}") for i, op in enumerate(ACTIVATIONS)]
@@ -227,6 +270,26 @@ MODELS: dict[str, Callable[[], LoadedModel]] = {
         (2, 5, 6), {"S": (6,)},
     ),
 }  # fmt: skip
+
+
+RESIZES: dict[str, tuple[list[int], dict[str, str]]] = {
+    "nearest, doubled": ([8, 8], {"mode": "nearest"}),
+    "nearest, uneven": ([7, 9], {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
+    "linear, larger": ([9, 7], {"mode": "linear"}),
+    "linear, corners": ([7, 7], {"mode": "linear", "coordinate_transformation_mode": "align_corners"}),
+    "linear, smaller": ([3, 2], {"mode": "linear", "coordinate_transformation_mode": "asymmetric"}),
+}
+
+
+@pytest.mark.parametrize("name", RESIZES)
+def test_resizing(name: str) -> None:
+    """What the gradient gives back depends on mode, coordinates and rounding, so it must know them."""
+    size, attributes = RESIZES[name]
+    nodes = [
+        node("Conv", "X W1", "a", kernel_shape=[1, 1]),
+        helper.make_node("Resize", ["a", "", "", "sizes"], ["Y"], "resize", **attributes),
+    ]
+    check(chain(nodes, (1, 3, 4, 4), {"W1": (2, 3, 1, 1)}, sizes=[1, 2, *size]))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -240,3 +240,28 @@ def test_recomputation_is_paid_for() -> None:
     training = derive(read_graph(model), TrainingOptions(recompute="segments"))
     macs = [sum(layer.macs for layer in program.layers) for program in (plain, again)]
     assert macs[1] - macs[0] == sum(operator.macs for operator in training.operators if "(again)" in operator.name) > 0
+
+
+def test_learned_slopes_read_gradient_input_and_slopes() -> None:
+    """The gradient of x reads dy, x and 64 slopes; that of the slopes reads dy again, with the negative part of x."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["X", "W"], ["h"], "conv", kernel_shape=[1, 1]),
+            helper.make_node("PRelu", ["h", "S"], ["Y"], "prelu"),
+        ],
+        "slopes",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [1, 32, 8, 8])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
+        [
+            TensorProto(name="W", dims=(64, 32, 1, 1), data_type=TensorProto.FLOAT),
+            TensorProto(name="S", dims=(64, 1, 1), data_type=TensorProto.FLOAT),
+        ],
+    )
+    program = train(loaded(graph), loss="given")
+    tensor, slopes = 64 * 64 * ELEMENT // program.request_bytes, 64 * ELEMENT // program.request_bytes
+    reads = blocks(program, "prelu (dX)", Op.LOAD)
+    assert len(reads) == 2 * tensor + slopes
+    assert sum(count == 1 for count in reads.values()) >= 2 * tensor
+    assert len(blocks(program, "prelu (dX)", Op.STORE)) == tensor
+    assert len(blocks(program, "prelu (negative part)", Op.STORE)) == tensor
+    assert len(blocks(program, "prelu (dslope)", Op.LOAD)) == 2 * tensor

@@ -56,6 +56,16 @@ def extrapolate(result: SimResult, repeats: Sequence[Repeat]) -> SimResult:
     )
 
 
+def program_layers(repeats: Sequence[Repeat], layers: int) -> list[int]:
+    """Of every row that `extrapolate` makes of a program's `layers` layers, the layer that it is a copy of."""
+    order = list(range(layers))
+    for repeat in reversed(repeats):
+        units, end = repeat.units, repeat.units[-1][1]
+        missing = range(len(units), repeat.total)
+        order[end:end] = [layer for number in missing for layer in range(*units[number % len(units)])]
+    return order
+
+
 def _unit(rows: Rows, repeat: Repeat) -> dict[str, Any]:
     """What was repeated: prefix of the rows' names, units simulated and in all, mean cycles of a simulated one."""
     simulated, first, end = len(repeat.units), repeat.units[0][0], repeat.units[-1][1]

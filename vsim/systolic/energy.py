@@ -46,11 +46,12 @@ def layer_activity(
         exps=spread(vector, np.asarray(unit.exps)),
         rsqrts=spread(vector, np.asarray(unit.rsqrts)),
         memories={
-            "weight_buffer": Memory(spread(matrix, np.asarray(array.sram_filter_bits)), buffers.weight_kib),
-            "ifmap_buffer": Memory(spread(matrix, np.asarray(array.sram_ifmap_bits)), buffers.ifmap_kib),
-            "ofmap_buffer": Memory(spread(matrix, np.asarray(array.sram_psum_bits)), buffers.ofmap_kib),
-            "bias_buffer": Memory(spread(matrix, np.asarray(array.sram_bias_bits)), buffers.bias_kib),
-            "vector_memory": Memory(spread(vector, np.asarray(unit.vector_memory_bits)), buffers.vector_kib),
+            "weight_buffer": (Memory(spread(matrix, np.asarray(array.sram_filter_bits)), buffers.weight_kib),),
+            "ifmap_buffer": (Memory(spread(matrix, np.asarray(array.sram_ifmap_bits)), buffers.ifmap_kib),),
+            "ofmap_buffer": (Memory(spread(matrix, np.asarray(array.sram_psum_bits)), buffers.ofmap_kib),),
+            "bias_buffer": (Memory(spread(matrix, np.asarray(array.sram_bias_bits)), buffers.bias_kib),),
+            "vector_memory": (Memory(spread(vector, np.asarray(unit.vector_memory_bits)), buffers.vector_kib),),
         },
         dram_bits=times.dram_bits[:, design],
+        memory_kib=sum(dict(buffers).values()),
     )

@@ -15,7 +15,7 @@ from lowering.models import load_model
 from lowering.onnx_reader import read_graph
 from lowering.training.derive import derive
 from lowering.training.options import TrainingOptions
-from vsim.energy import Activity, area_mm2, energy
+from vsim.energy import Activity, area_mm2, energy, leakage_pj
 from vsim.systolic.bridge import Bridged, bridge
 from vsim.systolic.designs import stack
 from vsim.systolic.energy import layer_activity
@@ -134,7 +134,7 @@ def _energy(
         row["microjoules"] = float(joules * 1e6)
     parts = {name: float(values.sum()) * 1e-6 for name, values in found.picojoules.items()}
     seconds = cycles / (hw.clock_mhz * 1e6)
-    parts["leakage"] = seconds * technology.leakage_mw.value * 1e3
+    parts["leakage"] = leakage_pj(technology, activity.memory_kib, seconds) * 1e-6
     total = sum(parts.values())
     precision = hw.precision
     area = area_mm2(

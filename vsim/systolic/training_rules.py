@@ -127,6 +127,7 @@ TRAINING_RULES: dict[str, Rule] = {
     "MeanSquareGrad": partial(_of_result, cost={"add": 1, "mul": 1}, loads=2),
     "MaxPoolGrad": _max_pool_grad,
     "AveragePoolGrad": partial(_of_result, cost={"mul": 1}, loads=0),
+    "PReluGrad": partial(_of_result, cost={"add": 1, "mul": 1}, loads=2),
     "ExpandGrad": partial(_of_result, cost={}, loads=0),
     "SliceGrad": partial(_of_result, cost={}, loads=1),
     "ResizeGrad": partial(_of_result, cost={"add": 1}, loads=1),

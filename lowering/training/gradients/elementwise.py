@@ -17,7 +17,7 @@ def unary(tape: Tape, node: Node, gradients: Gradients) -> None:
         tape.add(x, tape.emit("Neg", (dy,), (x.shape,), Role.GRAD_INPUT, "dX")[0])
         return
     given = tape.saved(x if kept == "x" else node.outputs[0])
-    tape.add(x, tape.emit(f"{node.op}Grad", (dy, given), (x.shape,), Role.GRAD_INPUT, "dX")[0])
+    tape.add(x, tape.emit(f"{node.op}Grad", (dy, given), (x.shape,), Role.GRAD_INPUT, "dX", **node.attributes)[0])
 
 
 def addition(tape: Tape, node: Node, gradients: Gradients) -> None:
@@ -80,13 +80,16 @@ def selection(tape: Tape, node: Node, gradients: Gradients) -> None:
 
 
 def slopes(tape: Tape, node: Node, gradients: Gradients) -> None:
-    """PRelu: as LeakyRelu; the gradient of the slopes is a sum over what shares them."""
+    """PRelu: dx = dy or dy slope; the gradient of the slopes is the sum of dy min(x, 0) over what shares them."""
     dy, x, slope = gradient_of(node, gradients), node.input(0), node.input(1)
+    saved = tape.saved(x)
     if tape.needs(x):
-        inputs = (dy, tape.saved(node.outputs[0]))
-        tape.add(x, tape.emit("LeakyReluGrad", inputs, (x.shape,), Role.GRAD_INPUT, "dX")[0])
+        inputs = (dy, saved, _kept(tape, slope))
+        tape.add(x, tape.emit("PReluGrad", inputs, (x.shape,), Role.GRAD_INPUT, "dX")[0])
     if tape.needs(slope):
-        tape.add(slope, sum_to(tape, dy, slope, tape.saved(x), "dslope"))
+        zero = Tensor(f"{node.name} (zero)", (), constant=True, values=(0.0,))
+        negative = tape.emit("Min", (saved, zero), (x.shape,), Role.GRAD_WEIGHT, "negative part")[0]
+        tape.add(slope, sum_to(tape, dy, slope, negative, "dslope"))
 
 
 def mean(tape: Tape, node: Node, gradients: Gradients) -> None:

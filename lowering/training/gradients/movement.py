@@ -59,15 +59,16 @@ def slice_(tape: Tape, node: Node, gradients: Gradients) -> None:
 def resize(tape: Tape, node: Node, gradients: Gradients) -> None:
     """Resize, Upsample: every result gives its gradient back to the samples that it was made of."""
     dy, x = gradient_of(node, gradients), node.input(0)
-    mode = node.text("mode", "nearest")
-    tape.add(x, tape.emit("ResizeGrad", (dy,), (x.shape,), Role.GRAD_INPUT, "dX", mode=mode)[0])
+    attributes = {**node.attributes, "mode": node.text("mode", "nearest")}
+    tape.add(x, tape.emit("ResizeGrad", (dy,), (x.shape,), Role.GRAD_INPUT, "dX", **attributes)[0])
 
 
 def rotary(tape: Tape, node: Node, gradients: Gradients) -> None:
     """RotaryEmbedding: the rotation by the opposite angle, the same work."""
     dy = gradient_of(node, gradients)
     inputs = (dy, *node.inputs[1:])
-    found = tape.emit(node.op, inputs, (node.input(0).shape,), Role.GRAD_INPUT, "dX", **node.attributes)
+    attributes = {**node.attributes, "inverse": 1}
+    found = tape.emit(node.op, inputs, (node.input(0).shape,), Role.GRAD_INPUT, "dX", **attributes)
     tape.add(node.input(0), found[0])
 
 
