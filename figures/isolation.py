@@ -62,25 +62,27 @@ def isolation_of(data: TenantsData) -> Isolation:
 
 
 def draw_isolation(study: Isolation) -> Figure:
-    """Draw the slowdown of the victim against its share, a line for everyone beside it, and the prediction."""
+    """Draw the slowdown of the victim against its share, a line for everyone beside it, and below it the distance from
+    the prediction, which is the slowdown with nobody beside it.
+    """
     shares = sorted({share for slowdowns in (study.predicted, *study.beside.values()) for share in slowdowns})
-    figure = Figure(figsize=(SINGLE_COLUMN_IN, 2.5), layout="constrained")
-    axes = figure.subplots()
     places = {share: place for place, share in enumerate(shares)}
-    known = [share for share in shares if share in study.predicted]
-    at, predicted = [places[share] for share in known], [study.predicted[share] for share in known]
-    low, high = ([value * factor for value in predicted] for factor in (1 - TOLERANCE, 1 + TOLERANCE))
-    axes.fill_between(at, low, high, color="0.85", linewidth=0, label=f"prediction ±{TOLERANCE:.0%}")
-    axes.plot(at, predicted, color="0.3", linewidth=1, label="nobody beside it (prediction)")
+    figure = Figure(figsize=(SINGLE_COLUMN_IN, 3.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    known = sorted(study.predicted.items())
+    above.plot([places[share] for share, _ in known], [y for _, y in known], color="0.3", label="nobody (prediction)")
+    percent = 100 * TOLERANCE
+    below.axhspan(-percent, percent, color="0.85", linewidth=0, label=f"within {TOLERANCE:.0%} of the prediction")
     for index, (other, slowdowns) in enumerate(list(study.beside.items())[: len(COLOURS)]):
-        own = sorted(slowdowns.items())
-        axes.plot([places[share] for share, _ in own], [y for _, y in own], label=other, **series_style(index))
+        own, style = sorted(slowdowns.items()), series_style(index)
+        above.plot([places[share] for share, _ in own], [y for _, y in own], label=other, **style)
+        off = [(places[share], 100 * (y / study.predicted[share] - 1)) for share, y in own if share in study.predicted]
+        below.plot([x for x, _ in off], [y for _, y in off], **style)
     labels = ["no limit" if share == NO_LIMIT else f"{share:g}" for share in shares]
-    axes.xaxis.set_major_locator(FixedLocator(range(len(shares))))
-    axes.xaxis.set_major_formatter(FixedFormatter(labels))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(0, None)
-    axes.set_xlabel(f"Share of the DRAM's peak that {study.victim} may ask for")
-    axes.set_ylabel(f"Slowdown of {study.victim}")
-    figure.legend(loc="outside upper center", ncols=2)
+    below.xaxis.set_major_locator(FixedLocator(range(len(shares))))
+    below.xaxis.set_major_formatter(FixedFormatter(labels))
+    below.xaxis.set_minor_locator(NullLocator())
+    above.set(ylim=(0, None), ylabel="Slowdown")
+    below.set(ylabel="Off prediction (%)", xlabel=f"Share of the DRAM's peak that {study.victim} may ask for")
+    figure.legend(title=f"Beside {study.victim}", loc="outside upper center", ncols=3)
     return figure

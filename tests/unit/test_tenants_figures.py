@@ -112,11 +112,12 @@ def test_isolation_compares_with_nobody_beside(tmp_path: Path):
     assert (study.victim, study.predicted) == ("wide", {0.1: 1.0, 0.5: 1.0, 1.0: 1.0})
     assert study.beside["deep"] == {0.1: 2.0, 0.5: 2.0, 1.0: 2.0}
     assert study.worst == pytest.approx(2.0)
-    [axes] = drawn(draw_isolation(study)).axes
+    axes, below = drawn(draw_isolation(study)).axes
     lines = {line.get_label(): np.asarray(line.get_ydata(), float).tolist() for line in axes.lines}
     assert lines["deep"] == [2.0] * 3
     assert lines["deep+deep"] == [3.0] * 3
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "0.5", "no limit"]
+    assert [np.asarray(line.get_ydata(), float).tolist() for line in below.lines] == [[100.0] * 3, [200.0] * 3]
+    assert [label.get_text() for label in below.get_xticklabels()] == ["0.1", "0.5", "no limit"]
 
 
 def test_isolation_says_how_far_off_it_is(tmp_path: Path):
