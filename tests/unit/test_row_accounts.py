@@ -1,4 +1,4 @@
-"""Row hits, misses and conflicts by tenant: they add up to the memory's, and conflicts know whose row was in the way."""
+"""Row hits, misses and conflicts by tenant: they add up to the memory's, and know whose row was in the way."""
 
 from __future__ import annotations
 
