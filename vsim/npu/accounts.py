@@ -36,7 +36,7 @@ def sent(shape: NpuShape, s: TenantSchedule, before: CoreState, did: CoreTick) -
         jnp.concatenate([did.load_valid, did.store_valid]),
         jnp.concatenate([did.load.requests, did.store.requests]),
         layer,
-        words.with_tenant(word, layer // _layers_each(s), shape.core_bits),
+        words.with_tenant(word, tenant_of(s, layer), shape.core_bits),
     )
 
 
@@ -67,8 +67,9 @@ def count_rows(shape: NpuShape, s: TenantSchedule, did: Outcome) -> TenantSchedu
     )
 
 
-def _layers_each(s: TenantSchedule) -> int:
-    return s.producers_left.shape[0] // s.layers_left.shape[0]
+def tenant_of(s: TenantSchedule, layer: Array) -> Array:
+    """The tenant that a layer is of, by the layer's number in the schedule."""
+    return layer // (s.producers_left.shape[0] // s.layers_left.shape[0])
 
 
 def _layer_of(shape: NpuShape, s: TenantSchedule, core: CoreState, sent: words.Descriptor) -> Array:
@@ -96,7 +97,7 @@ def _count_by_time(s: TenantSchedule, core: CoreState, valid: Array, requests: A
 
     # This is rare: it happens once for every doubling of the run's length.
     counts = lax.cond(jnp.any(doublings > 0), longer, lambda: s.window_requests)
-    tenant = layer // _layers_each(s)
+    tenant = tenant_of(s, layer)
     present = jnp.broadcast_to(window >> doublings, tenant.shape)
     return s.replace(
         window_requests=add(counts, valid, requests, tenant, present), window_shift=s.window_shift + doublings

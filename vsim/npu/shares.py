@@ -18,7 +18,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from vsim.npu.accounts import Sent
+from vsim.npu.accounts import Sent, tenant_of
 from vsim.npu.fields import FAR, add, least, pick
 from vsim.npu.types import CoreState, NpuShape, TenantSchedule
 
@@ -69,5 +69,4 @@ def most_requests(interval: int, cores: int) -> int:
 
 def _bucket(s: TenantSchedule, layer: Array) -> Array:
     """Bucket of the tenant that a layer is of."""
-    tenants = s.layers_left.shape[0]
-    return pick(s.mix.bucket, layer // (s.producers_left.shape[0] // tenants))
+    return pick(s.mix.bucket, tenant_of(s, layer))
