@@ -16,9 +16,9 @@ from hwconfigs import HwConfig
 from lowering.onnxim.faults import NONE, Repairs
 from lowering.program import LayerInfo, Program
 from vsim import devices, engine
-from vsim.bounds import LayerBounds, bounds_of
+from vsim.bounds import bounds_of
 from vsim.engine import Progress
-from vsim.npu.compile import RESPONSES, ProgramNeeds, params_of, program_needs, shape_of, stack_params, tables_of
+from vsim.npu.compile import ProgramNeeds, params_of, program_needs, shape_of, stack_params, tables_of
 from vsim.npu.machine import NpuMachine
 from vsim.npu.results import SimResult, result_of
 from vsim.npu.steady import extrapolate
@@ -184,18 +184,7 @@ def _estimate(hw: HwConfig, program: Program) -> float:
     On 16 mobile chips it ranks a small convolutional network nearly as the simulation does, better than
     `expected_cycles` and than the closed form (figures in `vsim/systolic/MODEL.md`).
     """
-    bounds = bounds_of(hw, program)
-    return max(bounds.total_cycles, _waits_for_responses(hw, bounds)) + _round_trips(hw, program.layers)
-
-
-def _waits_for_responses(hw: HwConfig, bounds: LayerBounds) -> float:
-    """What a slow NoC needs at least while each channel has no more than so many responses to a core on the way.
-
-    No bound: a stream that never dries up is delivered faster (spec onnxim.md section 8.1), and ONNXim has no limit.
-    """
-    of_channel = bounds.work.requests.sum() / hw.dram.channels
-    noc_cycles = of_channel * (hw.noc.latency_cycles + 1) / (RESPONSES * hw.cores.count)
-    return float(noc_cycles * hw.clocks.core_mhz / hw.clocks.noc_mhz)
+    return bounds_of(hw, program).total_cycles + _round_trips(hw, program.layers)
 
 
 def expected_cycles(hw: HwConfig, layers: Sequence[LayerInfo]) -> float:

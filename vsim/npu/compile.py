@@ -43,7 +43,8 @@ WRITE_HIGH, WRITE_LOW = 0.8, 0.2
 WRAPPER = 4
 DESCRIPTORS = 16
 RETURNS = 32
-RESPONSES = 8
+LEAST_RESPONSES = 8
+"""Or as many as the NoC's latency has cycles: its links are pipelined, so a slow one costs latency, not bandwidth."""
 PENDING = 64
 
 
@@ -133,7 +134,7 @@ def shape_of(hw: HwConfig, needs: ProgramNeeds, *, compat: bool, repaired: Repai
         descriptors=DESCRIPTORS,
         window=min(hw.dma.descriptors_per_cycle, hw.noc.ports_per_core),
         returns=RETURNS,
-        responses=RESPONSES,
+        responses=power_of_two(hw.noc.latency_cycles, LEAST_RESPONSES),
         back_pressure=True,
     )
 
