@@ -194,6 +194,8 @@ def main() -> int:
     parser.add_argument("--lanes", type=int, default=LANES, help="runs side by side")
     parser.add_argument("--mappings", type=Path, metavar="FOLDER", help="folder of mapping files")
     options = parser.parse_args()
+    if SHARED is None:
+        print("no recorded cases: ../shared is not there; only the rows of section 16 are run", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch:
         makers = catalogue(Path(scratch), options.mappings)
         patterns = options.case or ["*"]

@@ -39,6 +39,25 @@ def test_fold(lanes: int, size: int) -> None:
             np.testing.assert_array_equal(folded, ufunc.reduce(values, axis=axis))
 
 
+def test_divide_is_exact() -> None:
+    """Around multiples of every divisor; on a GPU, whose float32 quotients are not, this fails without a correction."""
+    divisor = np.concatenate([np.arange(1, 3000), [2**20 + 1, 2**24 - 1]]).astype(np.int32)[:, None]
+    multiple = np.geomspace(1, 2**24, 200).astype(np.int32)
+    dividend = np.clip((multiple // divisor) * divisor + np.arange(-1, 2)[:, None, None], 0, 2**24 - 1)
+    quotient, remainder = jax.jit(fields.divide)(dividend, np.broadcast_to(divisor, dividend.shape))
+    np.testing.assert_array_equal(quotient, dividend // divisor)
+    np.testing.assert_array_equal(remainder, dividend % divisor)
+
+
+@pytest.mark.parametrize("error", [-1, 0, 1])
+def test_a_quotient_that_is_one_off_is_corrected(error: int) -> None:
+    """What a GPU may say of a whole quotient."""
+    dividend, divisor = random(50, 1, high=2**24), random(40, seed=1, high=3000) + 1
+    quotient, remainder = fields.correct_quotient(jnp.asarray(dividend // divisor + error), dividend, divisor)
+    np.testing.assert_array_equal(quotient, dividend // divisor)
+    np.testing.assert_array_equal(remainder, dividend % divisor)
+
+
 @pytest.mark.parametrize("lanes", LANES)
 def test_reads_and_writes(lanes: int) -> None:
     """One element per row and lane; a write whose condition is false changes nothing."""

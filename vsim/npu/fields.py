@@ -181,6 +181,24 @@ def append(ring: Array, tail: Array, value: Array, push: Array) -> Array:
     return put(ring, push, value, numbers(ring.shape[0]), tail & (ring.shape[1] - 1))
 
 
+def divide(dividend: Array, divisor: Array) -> tuple[Array, Array]:
+    """Quotient and remainder of int32, 0 <= dividend < 2**24, 1 <= divisor < 2**24.
+
+    By way of float32, because XLA does not vectorise integer division. On a GPU a float32 quotient is up to two units
+    in the last place off, even one that is a whole number (openxla/xla#37181; not that of a division by 1): the
+    truncated quotient is one off at most.
+    """
+    estimate = settle((dividend.astype(jnp.float32) / divisor.astype(jnp.float32)).astype(jnp.int32))
+    return correct_quotient(estimate, dividend, divisor)
+
+
+def correct_quotient(estimate: Array, dividend: Array, divisor: Array) -> tuple[Array, Array]:
+    """Quotient and remainder from an estimate of the quotient that is off by one at most."""
+    remainder = dividend - estimate * divisor
+    over, under = remainder >= divisor, remainder < 0
+    return estimate + over - under, remainder + jnp.where(over, -divisor, jnp.where(under, divisor, 0))
+
+
 NEVER = -(2**31)
 """A value that nothing settled ever has."""
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vsim.npu import words
-from vsim.npu.fields import FAR, after, any_of, append, fold, numbers, one_hot, pick, pick_row, put, settle
+from vsim.npu.fields import FAR, after, any_of, append, divide, fold, numbers, one_hot, pick, pick_row, put, settle
 from vsim.npu.types import (
     STATUS_DESCRIPTORS,
     STATUS_INFLIGHT,
@@ -166,10 +166,8 @@ def _next_requests(shape: NpuShape, program: ProgramTables, which: Array, s: Noc
         beyond = port >= sums[i - 1][:, None]
         mine = Descriptor(*(jnp.where(beyond, field[:, i, None], old) for field, old in zip(first, mine, strict=True)))
         index = jnp.where(beyond, port - sums[i - 1][:, None], index)
-    # Exact, because no instruction makes MAX_REQUESTS requests; XLA does not vectorise integer division.
-    quotient = (index.astype(jnp.float32) / jnp.maximum(mine.period_requests, 1).astype(jnp.float32)).astype(jnp.int32)
-    quotient = settle(quotient)
-    offset = index - quotient * mine.period_requests
+    # No instruction makes MAX_REQUESTS requests, so the indices are small enough.
+    quotient, offset = divide(index, jnp.maximum(mine.period_requests, 1))
     pattern = _pattern(program, which, jnp.maximum(mine.pattern_start + offset, 0))
     within = jnp.where(mine.pattern_start >= 0, pattern, offset)
     block = mine.first_block + quotient * mine.period_pitch + within

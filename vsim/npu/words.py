@@ -17,7 +17,7 @@ MAX_ENTRIES = (1 << FLAT_BITS) // 4
 OWNER_BITS = 15
 """For core and tenant together."""
 MAX_REQUESTS = 1 << 24
-"""Bound on the requests of one load or store: below it, float32 quotients are exact."""
+"""Bound on the requests of one load or store: below it, `fields.divide` is exact."""
 
 
 class Descriptor(NamedTuple):
