@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,6 +45,9 @@ from vsim.cli_training import (
     totals_by_role,
     training_options,
 )
+
+if TYPE_CHECKING:
+    from vsim.api import SimPoint, SimResult
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -210,19 +213,10 @@ def run(
         mapping=mapping and MappingTable.read(mapping),
         training=training,
     )
-    from vsim import devices
-    from vsim.api import Progress, SimPoint, simulate
+    from vsim.api import SimPoint
 
-    devices.one_thread()
     point = SimPoint(hw=hardware, program=program, compat=compat is not None, max_cycles=max_cycles, label=program.name)
-    with cli_tables.stderr().status("compiling") as status:
-
-        def advance(progress: Progress) -> None:
-            speed = progress.lane_cycles / max(progress.seconds, 1e-9)
-            status.update(f"simulating: {progress.lane_cycles:,} cycles, {speed:,.0f} a second")
-
-        [result] = simulate([point], on_progress=advance, idle_skip=not no_idle_skip)
-    content = {"model": model, "hw": hardware.name, **result.to_json()}
+    content = {"model": model, "hw": hardware.name, **_simulated(point, idle_skip=not no_idle_skip).to_json()}
     if technology is not None:
         from vsim.npu.energy import with_energy
 
@@ -242,6 +236,22 @@ def run(
             from figures.roofline import save_roofline
 
             save_roofline(content, roofline)
+
+
+def _simulated(point: SimPoint, *, idle_skip: bool) -> SimResult:
+    """Simulate one point on one thread, and say meanwhile how far it is."""
+    from vsim import devices
+    from vsim.api import Progress, simulate
+
+    devices.one_thread()
+    with cli_tables.stderr().status("compiling") as status:
+
+        def advance(progress: Progress) -> None:
+            speed = progress.lane_cycles / max(progress.seconds, 1e-9)
+            status.update(f"simulating: {progress.lane_cycles:,} cycles, {speed:,.0f} a second")
+
+        [result] = simulate([point], on_progress=advance, idle_skip=idle_skip)
+    return result
 
 
 def _report(content: dict[str, Any], as_json: bool) -> None:
