@@ -6,7 +6,7 @@ Points are grouped by the static shape they need, each group runs as batches of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,11 +18,10 @@ from lowering.program import LayerInfo, Program
 from vsim import devices, engine
 from vsim.bounds import bounds_of
 from vsim.engine import Progress
-from vsim.npu.compile import ProgramNeeds, params_of, program_needs, shape_of, stack_params, tables_of
+from vsim.npu.compile import ProgramNeeds, alike, params_of, program_needs, shape_of, stack_params, tables_of
 from vsim.npu.machine import NpuMachine
 from vsim.npu.results import SimResult, result_of
 from vsim.npu.steady import extrapolate
-from vsim.npu.types import NpuShape
 
 __all__ = ["Progress", "SimPoint", "SimResult", "simulate"]
 
@@ -134,19 +133,17 @@ def _groups(points: Sequence[SimPoint]) -> list[tuple[list[int], NpuMachine]]:
     programs, which = distinct_programs([point.program for point in points])
     needs_of = [program_needs(program) for program in programs]
     needs = [needs_of[index] for index in which]
-    families: dict[NpuShape, list[int]] = {}
     least, family_of = ProgramNeeds(1, 1, 1, 1), _once_per_object(shape_of)
-    for index, point in enumerate(points):
-        family = family_of(point.hw, least, compat=point.compat, repaired=point.repaired)
-        families.setdefault(family, []).append(index)
+    families = [family_of(point.hw, least, compat=point.compat, repaired=point.repaired) for point in points]
     groups = []
-    for members in families.values():
+    for members, responses in alike(families):
         of_members = [needs[index] for index in members]
         most = ProgramNeeds(
             *np.max([[n.inflight, n.descriptors, n.entries, n.layers] for n in of_members], axis=0).tolist()
         )
         first = points[members[0]]
         shape = shape_of(first.hw, most, compat=first.compat, repaired=first.repaired)
+        shape = replace(shape, responses=max(shape.responses, responses))
         groups.append((members, NpuMachine(shape)))
     return groups
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -15,12 +15,11 @@ from lowering.program import Program
 from vsim import devices, engine
 from vsim.api import Totals, distinct_programs, expected_cycles
 from vsim.engine import Progress
-from vsim.npu.compile import ProgramNeeds, params_of, stack_params
+from vsim.npu.compile import ProgramNeeds, alike, params_of, stack_params
 from vsim.npu.compile_mix import has_shares, mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
 from vsim.npu.machine import NpuMachine
 from vsim.npu.results import SimResult
 from vsim.npu.results_mix import mix_result_of
-from vsim.npu.types import NpuShape
 
 LEAST_NEEDS = ProgramNeeds(1, 1, 1, 1)
 
@@ -87,17 +86,16 @@ def simulate_mixes(
 
 def _groups(points: Sequence[MixPoint]) -> list[tuple[list[int], NpuMachine]]:
     """Points by shape. Points that differ in nothing but what their mixes need share the larger of the shapes."""
-    families: dict[tuple[NpuShape, bool], list[int]] = {}
-    for index, point in enumerate(points):
-        family = mix_shape_of(point.hw, LEAST_NEEDS, 1, compat=point.compat)
-        families.setdefault((family, point.compat), []).append(index)
+    families = [mix_shape_of(point.hw, LEAST_NEEDS, 1, compat=point.compat) for point in points]
     groups = []
-    for (_, compat), members in families.items():
+    for members, responses in alike(families):
         needs = [mix_needs(points[index].mix) for index in members]
         most = np.max([[n.inflight, n.descriptors, n.entries, n.layers] for n in needs], axis=0).tolist()
         tenants = max(len(points[index].mix.tenants) for index in members)
         shares = any(has_shares(points[index].mix) for index in members)
-        shape = mix_shape_of(points[members[0]].hw, ProgramNeeds(*most), tenants, compat=compat, shares=shares)
+        first = points[members[0]]
+        shape = mix_shape_of(first.hw, ProgramNeeds(*most), tenants, compat=first.compat, shares=shares)
+        shape = replace(shape, responses=max(shape.responses, responses))
         groups.append((members, NpuMachine(shape)))
     return groups
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hwconfigs import ConfigError
+from hwconfigs import ConfigError, load_hw
+from lowering import lower
+from lowering.models import LoadedModel
 from lowering.onnxim import lower_onnxim
 from lowering.program import ROW_COLUMNS, Col, LayerInfo, Op, Program
 from tests import models
@@ -62,6 +65,17 @@ def test_lanes_apart() -> None:
     for index in (0, 3):
         [alone] = simulate([timing_points()[index]])
         assert alone.to_json() == reference()[index]
+
+
+def test_lanes_of_other_latencies() -> None:
+    """Latencies that let other numbers of responses be on the way share one machine, each lane with its own number."""
+    chips = [load_hw("npu-mobile-8x8x4").with_overrides({"noc.latency_cycles": latency}) for latency in (8, 64)]
+    points = [SimPoint(hw, lower(LoadedModel("m", Path("m.onnx"), models.mm(32, 48, 40), 13), hw)) for hw in chips]
+    machines = engine.compile_machine.cache_info().misses
+    together = simulate(points)
+    assert engine.compile_machine.cache_info().misses == machines + 1
+    alone = [result for point in points for result in simulate([point])]
+    assert [result.to_json() for result in together] == [result.to_json() for result in alone]
 
 
 def test_wide_batches() -> None:

@@ -59,12 +59,8 @@ def count_rows(shape: NpuShape, s: TenantSchedule, did: Outcome) -> TenantSchedu
     mine, opener = (words.tenant_of(word, shape.core_bits) for word in (did.command_meta, did.opener_meta))
     tenant = settle(jnp.where(did.counted, mine, 0))
     other = pick(s.mix.bucket, tenant) != pick(s.mix.bucket, jnp.where(did.conflict, opener, 0))
-    return s.replace(
-        row_hits=add(s.row_hits, did.counted & did.hit, 1, tenant),
-        row_misses=add(s.row_misses, did.counted & ~did.hit & ~did.conflict, 1, tenant),
-        row_conflicts=add(s.row_conflicts, did.counted & did.conflict, 1, tenant),
-        foreign_conflicts=add(s.foreign_conflicts, did.counted & did.conflict & other, 1, tenant),
-    )
+    state = jnp.where(did.hit, 0, jnp.where(did.conflict, 2 + other, 1))
+    return s.replace(row_states=add(s.row_states, did.counted, 1, tenant, state))
 
 
 def tenant_of(s: TenantSchedule, layer: Array) -> Array:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import jax
@@ -134,9 +134,24 @@ def shape_of(hw: HwConfig, needs: ProgramNeeds, *, compat: bool, repaired: Repai
         descriptors=DESCRIPTORS,
         window=min(hw.dma.descriptors_per_cycle, hw.noc.ports_per_core),
         returns=RETURNS,
-        responses=power_of_two(hw.noc.latency_cycles, LEAST_RESPONSES),
+        responses=_default_responses(hw),
         back_pressure=True,
     )
+
+
+def _default_responses(hw: HwConfig) -> int:
+    return power_of_two(hw.noc.latency_cycles, LEAST_RESPONSES)
+
+
+def alike(shapes: Sequence[NpuShape]) -> list[tuple[list[int], int]]:
+    """Indices of shapes that differ in nothing but their responses, and the most that one of them has.
+
+    Lanes of different latencies run side by side: each has its own number of responses (`NpuParams.noc_responses`).
+    """
+    families: dict[NpuShape, list[int]] = {}
+    for index, shape in enumerate(shapes):
+        families.setdefault(replace(shape, responses=0), []).append(index)
+    return [(members, max(shapes[index].responses for index in members)) for members in families.values()]
 
 
 def _compat_responses(hw: HwConfig, needs: ProgramNeeds) -> int:
@@ -188,6 +203,7 @@ def params_of(
         "noc_period_ps": 1_000_000 // hw.clocks.noc_mhz,
         "dram_period_ps": 1_000_000 // hw.clocks.dram_mhz,
         "noc_latency": hw.noc.latency_cycles,
+        "noc_responses": UNBOUNDED if unbounded else _default_responses(hw),
         "dram_latency": hw.dram.latency_cycles,
         "array_rows": [core.rows for core in cores],
         "array_cols": [core.cols for core in cores],

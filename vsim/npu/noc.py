@@ -287,7 +287,7 @@ def _return(shape: NpuShape, params: NpuParams, s: NocState, on: Array) -> tuple
     core = words.core_of(word, shape.core_bits)
     towards = one_hot(core, shape.cores)
     count = fold(jnp.add, jnp.where(towards, s.response_count, 0))
-    full = count >= shape.responses
+    full = count >= jnp.minimum(params.noc_responses, shape.responses)
     wants = on & (s.returned_count > 0)
     sends = settle(wants & ~full)
     status = jnp.zeros_like(s.now) if shape.back_pressure else jnp.where(any_of(wants & full), STATUS_RESPONSE, 0)

@@ -70,7 +70,8 @@ def _rows(hw: HwConfig, state: NpuOutcome, tenant: int) -> dict[str, Any]:
     names = ("row_hits", "row_misses", "row_conflicts", "foreign_conflicts")
     if not hw.dram.is_table:
         return dict.fromkeys(names)
-    return {name: int(getattr(state.schedule, name)[tenant]) for name in names}
+    hits, misses, own, foreign = (int(count) for count in state.schedule.row_states[tenant])
+    return dict(zip(names, (hits, misses, own + foreign, foreign), strict=True))
 
 
 def _windows(hw: HwConfig, state: NpuOutcome, tenant: int) -> dict[str, Any]:

@@ -75,8 +75,7 @@ def start(shape: NpuShape, program: MixTables, mix: MixInput) -> TenantSchedule:
         report_head=zeros(cores), start=zeros(tenants * layers, 2) - 1, finish=zeros(tenants * layers, 2) - 1,
         load_requests=zeros(tenants * layers), store_requests=zeros(tenants * layers),
         window_requests=zeros(tenants, shape.windows), window_shift=mix.window_shift,
-        share_due=zeros(tenants) + PAST, share_rest=zeros(tenants), row_hits=zeros(tenants),
-        row_misses=zeros(tenants), row_conflicts=zeros(tenants), foreign_conflicts=zeros(tenants),
+        share_due=zeros(tenants) + PAST, share_rest=zeros(tenants), row_states=zeros(tenants, 4),
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ class NpuShape:
     returns: int
     """Completed accesses waiting at a channel."""
     responses: int
-    """Responses in the NoC per (channel, core)."""
+    """Responses in the NoC per (channel, core), of the lane that has most of them (`NpuParams.noc_responses`)."""
     back_pressure: bool
     """True: a full structure stalls its producer. False (ONNXim, unbounded queues): it ends the lane by a status."""
     fixed_latency_dram: bool
@@ -95,6 +95,7 @@ class NpuParams(struct.PyTreeNode):
     """Traced parameters of one lane, int32.
 
     core_period_ps, noc_period_ps, dram_period_ps; noc_latency: NoC ticks; dram_latency: DRAM ticks (fixed only).
+    noc_responses: most responses on the way from a channel to a core; above `NpuShape.responses`: as many as that.
     array_rows[C], array_cols[C]; min_rows: least rows a pass through the array occupies.
     idle_skip: 1 lets a lane's clocks jump over ticks in which nothing can change.
     wrapper_capacity: requests a channel accepts ahead of its controller.
@@ -105,6 +106,7 @@ class NpuParams(struct.PyTreeNode):
     noc_period_ps: Array
     dram_period_ps: Array
     noc_latency: Array
+    noc_responses: Array
     dram_latency: Array
     array_rows: Array
     array_cols: Array
@@ -358,12 +360,8 @@ class TenantSchedule(struct.PyTreeNode):
     """int32[T], of each bucket: core cycle at which all it has asked for would be through at its rate, and the fraction
     of a cycle beyond it."""
     share_rest: Array
-    row_hits: Array
-    """int32[T], of its requests, and likewise misses and conflicts."""
-    row_misses: Array
-    row_conflicts: Array
-    foreign_conflicts: Array
-    """int32[T], conflicts with a row that was opened for another workload."""
+    row_states: Array
+    """int32[T, 4], of its requests: row hits, misses, conflicts with rows of its own workload, and of others."""
 
 
 class NocState(struct.PyTreeNode):
