@@ -26,6 +26,8 @@ def test_every_unit_energy_has_a_source():
         entries += table.dram_pj_per_bit_of.values()
         assert len(entries) == len(Technology.model_fields) - 4 + len(table.dram_pj_per_bit_of)
         assert all(len(entry.source) >= 8 for entry in entries)
+        assumed = [entry for entry in entries if entry.source.startswith("assumption")]
+        assert assumed == [table.leakage_mw], "an energy or area of an operation or access must have been published"
 
 
 def test_one_layer_by_hand():
@@ -73,7 +75,7 @@ def test_every_part_counts():
     )
     found = energy(activity, TABLE.with_overrides({"leakage_mw": 250.0}), 1000)
     assert found.picojoules["mac"] == 2 * (1.1 + 0.9)
-    assert found.picojoules["vector"] == pytest.approx(3 * 0.9 + 3.7 * (17 + 7.1 * (5 + 7 + 11)))
+    assert found.picojoules["vector"] == pytest.approx(3 * 0.9 + 3.7 * (17 + 7.1 * 5 + 1.0 * 7 + 4.5 * 11))
     assert found.picojoules["spad"] == 100
     assert found.picojoules["dram"] == 260
     assert found.picojoules["leakage"] == pytest.approx((250e-3 + 50e-3) * 1e-3 * 1e12)
