@@ -19,7 +19,7 @@
       - {dram.channels: 16, cores.rows: [64]}
     prune: {keep: 0.25}                 # simulate the best quarter by the closed form, or {factor: 1.5}: see `Prune`
     energy: horowitz-45nm               # columns of energy and power, by this table of unit energies
-    compat: onnxim                      # reproduce ONNXim; `base` is then a configuration of its own
+    compat: onnxim                      # reproduce ONNXim, faults included; not together with prune
     skip_unknown: true                  # leave out operators that are not modelled, with a warning
     max_cycles: 20000000                # a point that takes longer ends with status cycle_limit
     lanes: 128                          # points side by side; left out, as many as measured best
