@@ -35,8 +35,8 @@ def simulator_digest() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of vsim, Python and the libraries that a result might depend on."""
-    packages = {name: metadata.version(name) for name in ("vsim", "jax", "jaxlib", "numpy", "onnx")}
-    return {"python": platform.python_version(), **packages}
+    packages = {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "onnx")}
+    return {"python": platform.python_version(), "vsim": vsim.__version__, **packages}
 
 
 def git_revision() -> str | None:

@@ -7,6 +7,8 @@ import os
 
 from vsim.jax_pins import check_jax_version
 
+__version__ = "0.1.0"
+
 check_jax_version()
 
 # XLA's loader of cached CPU programs prints pages of "machine feature not supported" for tuning hints that are no

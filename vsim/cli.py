@@ -19,7 +19,7 @@ import typer
 from hwconfigs.errors import UserError
 from hwconfigs.load import load_hw, preset_names
 from hwconfigs.schema import HwConfig
-from vsim import cli_compare, cli_serving, cli_systolic, cli_tables
+from vsim import __version__, cli_compare, cli_serving, cli_systolic, cli_tables
 from vsim.cli_options import (
     BatchOption,
     DimsOption,
@@ -80,9 +80,7 @@ def root(
 ) -> None:
     """Show the version, or the help when no command is given."""
     if version:
-        from importlib import metadata
-
-        print(metadata.version("vsim"))
+        print(__version__)
     elif context.invoked_subcommand is None:
         print(context.get_help())
 
