@@ -103,7 +103,9 @@ def _draw_series(axes: Axes, data: SweepData, roles: Roles, panel_value: object,
             style["linestyle"] = ""
             shift = _CATEGORY_SPREAD * (index - (len(roles.lines) - 1) / 2) / len(roles.lines)
         label = value_label(value) if roles.series else None
-        axes.plot([x + shift for x, _ in points], [y * factor for _, y in points], label=label, clip_on=False, **style)
+        # A line without points counts as one at the figure's corner when the layout is made, unless it is clipped.
+        style["clip_on"] = not points
+        axes.plot([x + shift for x, _ in points], [y * factor for _, y in points], label=label, **style)
 
 
 def _titles(roles: Roles, panel_width_in: float) -> list[str]:

@@ -1,9 +1,16 @@
-"""What all tests share: where the recorded reference data lie, and a quiet hypothesis profile for shared machines."""
+"""What all tests share: where the recorded reference data lie, a quiet hypothesis profile for shared machines, and how
+JAX is set up.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from functools import partial
 from pathlib import Path
 
+import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -17,6 +24,15 @@ SHARED: Path | None = _SHARED if _SHARED.is_dir() else None
 
 settings.register_profile("vsim", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("vsim")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile each program once: for one device, and for all workers of this run and the programs they start."""
+    jax.config.update("jax_num_cpu_devices", 1)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="vsim-tests-")
+        jax.config.update("jax_compilation_cache_dir", folder)
+        config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")

@@ -149,6 +149,15 @@ def test_point_of_the_layer_figure(tmp_path: Path):
             draw_figures(out, tmp_path / "figures", point=point)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_line_without_points_leaves_the_panels_their_size(tmp_path: Path):
+    out = store_results(tmp_path, SPEC, failed=frozenset(range(1, 6)))
+    with paper_style():
+        figure = draw_sweep(load_sweep(out))
+        figure.draw_without_rendering()
+    assert all(axes.get_window_extent().height > 0.25 * figure.bbox.height for axes in figure.axes)
+
+
 def test_a_single_point_can_be_drawn(tmp_path: Path):
     assert len(load(tmp_path, HEAD)[1].points) == 1
     figure = drawn(tmp_path, HEAD)

@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 from jax import lax
 
-pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the canaries concern the CPU back end")
+
+@pytest.fixture(autouse=True)
+def on_cpu() -> None:
+    """Asked when a test runs: the question starts JAX, which then keeps the devices it has."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("the canaries concern the CPU back end")
 
 
 def test_vmapped_product_and_reduction_equal_eager():

@@ -6,6 +6,10 @@ All points share one machine shape (the small mobile chip of the golden rows), s
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from lowering.models import LoadedModel
 from lowering.onnxim import lower_onnxim
 from lowering.program import ROW_COLUMNS, Col, LayerInfo, Op, Program
 from tests import models
+from tests.conftest import REPO_ROOT
 from tests.golden.onnxim_reference import CONFIGURATIONS
 from vsim import devices, engine
 from vsim.api import Progress, SimPoint, simulate
@@ -83,6 +88,21 @@ def test_wide_batches() -> None:
     points = timing_points() * 8
     results = simulate(points, lanes=len(points))
     assert [result.to_json() for result in results] == reference() * 8
+
+
+@pytest.mark.parametrize("lanes", [2, 6])
+def test_two_devices(lanes: int) -> None:
+    """Lanes split over devices, one lone lane to each or several, and refilled. The other tests have one device."""
+    script = f"""if True:
+        import json, jax
+        from tests.unit.test_npu_laws import simulate, timing_points
+        results = [result.to_json() for result in simulate(timing_points(), lanes={lanes})]
+        print(json.dumps([len(jax.local_devices()), results]))
+    """
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=REPO_ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [2, reference()]
 
 
 def test_few_points_run_one_to_a_core() -> None:
