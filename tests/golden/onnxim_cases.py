@@ -50,8 +50,6 @@ MAPPED = ("T_resnet18_readme_mapping",)
 """Cases whose mapping file is not shipped."""
 NAMELESS = "(attention qkv projection)"
 """What the recording calls the matrix product that ONNXim puts before an Attention and gives no name."""
-LANES = 16
-"""Runs side by side. Few: the longest ones decide, and a step of few lanes is quick."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ def _make(case: Case, scratch: Path, mappings: Path | None) -> Recorded:
     return of_case(case, case.hw(scratch), model)
 
 
-def compare(runs: Sequence[Recorded], lanes: int | None = LANES, report: bool = False) -> dict[str, str]:
+def compare(runs: Sequence[Recorded], lanes: int | None = None, report: bool = False) -> dict[str, str]:
     """Simulate the runs; the first difference of each that is not equal, by name. report: print a line a run."""
     differences: dict[str, str] = {}
     started = time.perf_counter()
@@ -191,7 +189,7 @@ def main() -> int:
     )
     parser.add_argument("--not", action="append", default=[], dest="but", metavar="NAME", help="leave these out")
     parser.add_argument("--list", action="store_true", help="print the names and run nothing")
-    parser.add_argument("--lanes", type=int, default=LANES, help="runs side by side")
+    parser.add_argument("--lanes", type=int, help="runs side by side; left out, as vsim does it")
     parser.add_argument("--mappings", type=Path, metavar="FOLDER", help="folder of mapping files")
     options = parser.parse_args()
     if SHARED is None:
