@@ -17,8 +17,8 @@ demo: $(STAMP)
 	$(BIN)/vsim sweep sweeps/demo.yaml --out $(DEMO_OUT)
 	$(BIN)/vsim figures $(DEMO_OUT)
 
-# The recorded runs are repeated by what users get; most of the other tests' time would go into XLA's optimisation of
-# programs that then run for a second. `make check-long` runs all tests without that shortcut.
+# The recorded runs are repeated by what users get. Those of the unit tests are many programs that run for a second:
+# XLA's optimisation of them takes longer. `make check-long` runs all tests without that shortcut.
 QUICK_COMPILATION := --xla_backend_optimization_level=0
 
 test: lint
