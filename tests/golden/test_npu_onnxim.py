@@ -57,7 +57,7 @@ def check_rows(rows: list[GoldenRow] | tuple[GoldenRow, ...], **options: Any) ->
 
 @pytest.mark.parametrize(("configuration", "count"), [("server", 16), ("mobile_c4", 3), ("mobile_c1", 2)])
 def test_rows_of_a_chip_in_one_batch(configuration: str, count: int):
-    """The server chip's with the first layer of a language model: grouped-query attention, gated feed-forward, norms."""
+    """The server's with the first layer of a language model: grouped-query attention, gated feed-forward, norms."""
     rows = [row for row in ROWS if row.configuration == configuration and row.total < DEFAULT_CYCLES]
     assert len(rows) == count
     served = [first_layer_of_a_language_model()] if configuration == "server" else []
