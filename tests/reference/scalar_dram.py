@@ -174,6 +174,7 @@ class _Queue:
 @dataclass
 class _Refresh:
     rank: int
+    counted: bool = False
 
 
 class DramChannel:
@@ -181,7 +182,7 @@ class DramChannel:
 
     `completed` collects finished accesses (reads when their data arrives, writes when WR issues); the caller empties
     it. `log`, when a list, receives every command. hits, misses, conflicts count requests by the row state that
-    their first command met; a refresh counts as a miss.
+    their first command met; a refresh counts as a miss, likewise at its first command.
     """
 
     def __init__(self, timing: DramTiming, log: list[Issued] | None = None) -> None:
@@ -283,7 +284,8 @@ class DramChannel:
             self._write_mode = False
 
     def _try_refresh(self) -> None:
-        rank = self._refreshes[0].rank
+        refresh = self._refreshes[0]
+        rank = refresh.rank
         banks = range(rank * self.banks_per_rank, (rank + 1) * self.banks_per_rank)
         command = PREA if any(self.open_row[bank] >= 0 for bank in banks) else REF
         if max(self._ready[CHANNEL][0][command], self._ready[RANK][rank][command]) > self.clk:
@@ -291,6 +293,8 @@ class DramChannel:
         if command == PREA and any(bank in self._active.by_bank for bank in banks):
             return
         self._apply_timing(command, (0, rank))
+        self.misses += not refresh.counted
+        refresh.counted = True
         if self.log is not None:
             self.log.append(Issued(self.clk, command, None, (rank, -1, -1, -1, -1)))
         if command == PREA:
@@ -298,7 +302,6 @@ class DramChannel:
                 self.open_row[bank] = -1
         else:
             self._refreshes.popleft()
-            self.misses += 1
 
     # -- issuing
 

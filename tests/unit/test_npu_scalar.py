@@ -50,13 +50,28 @@ def figures(result: Any) -> tuple[Any, ...]:
     return *layers, result.cycles, dram["reads"], dram["writes"], states
 
 
-@pytest.mark.parametrize("configuration", ["mobile_c1", "mobile_c4"])
-@settings(max_examples=2)
-@given(workloads=st.lists(st.tuples(SIZES, OVERRIDES), min_size=POINTS - 1, max_size=POINTS - 1))
-def test_random_batches(configuration: str, workloads: list[tuple[tuple[int, int, int], dict[str, Any]]]) -> None:
+Workload = tuple[tuple[int, int, int], dict[str, Any]]
+
+
+def check(configuration: str, workloads: list[Workload]) -> None:
+    """Matrix products of these sizes on these variants of the chip, side by side and in the scalar model."""
     base = CONFIGURATIONS[configuration]
     hardware: list[HwConfig] = [base, *(base.with_overrides(overrides) for _, overrides in workloads)]
     programs = [lower_onnxim(models.mm(*size), base) for size in [LARGEST, *(size for size, _ in workloads)]]
     points = [SimPoint(hw, program, compat=True) for hw, program in zip(hardware, programs, strict=True)]
     for point, ours in zip(points, simulate(points), strict=True):
         assert figures(ours) == figures(scalar_npu.run(point.program, point.hw)), point.program.name
+
+
+@pytest.mark.parametrize("configuration", ["mobile_c1", "mobile_c4"])
+@settings(max_examples=2)
+@given(workloads=st.lists(st.tuples(SIZES, OVERRIDES), min_size=POINTS - 1, max_size=POINTS - 1))
+def test_random_batches(configuration: str, workloads: list[Workload]) -> None:
+    check(configuration, workloads)
+
+
+def test_a_run_that_ends_within_a_refresh() -> None:
+    """A refresh is counted as a row miss at its first command, which closes the banks, as every other request is."""
+    timing = {"nCL": 13, "nREFI": 1000, "nRP": 11, "nRCD": 6}
+    clocks = {"clocks.core_mhz": 500, "clocks.noc_mhz": 1000, "clocks.dram_mhz": 1200}
+    check("mobile_c4", [((32, 19, 52), clocks | {"noc.latency_cycles": 18, "dram.timing": timing})])
