@@ -22,7 +22,7 @@
     compat: onnxim                      # reproduce ONNXim, faults included; not together with prune
     skip_unknown: true                  # leave out operators that are not modelled, with a warning
     max_cycles: 20000000                # a point that takes longer ends with status cycle_limit
-    lanes: 128                          # points side by side; left out, as many as measured best
+    lanes: 128                          # points side by side in one JAX program; left out, what measured best
 
 Instead of a model, tenants can share the chip; `sweeps.mix_points` explains the keys ``mix``, ``workloads`` and
 ``alone`` and what can be swept then.
@@ -129,7 +129,7 @@ class SweepSpec(Frozen):
     keys (``dram.channels``), or ``model``, ``batch``, ``base`` and ``dims.NAME``.
 
     max_cycles: core cycles after which a point stops with status ``cycle_limit``.
-    lanes: points simulated side by side; left out, as many as measured best.
+    lanes: points simulated side by side in one JAX program; left out, what measured best (`vsim.api.simulate`).
     prune: see `Prune`; left out, every point is simulated.
     energy: table of unit energies (hwconfigs/energy, or a file from the folder of this one); the results get columns
     of energy by part, power and energy-delay product, the layers their dynamic energy. See `vsim.npu.energy`.

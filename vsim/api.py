@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hwconfigs import HwConfig
 from lowering.onnxim.faults import NONE, Repairs
 from lowering.program import LayerInfo, Program
-from vsim import devices, engine
+from vsim import alone, devices, engine
 from vsim.bounds import bounds_of
 from vsim.engine import Progress
 from vsim.npu.compile import ProgramNeeds, alike, params_of, program_needs, shape_of, stack_params, tables_of
@@ -48,12 +49,13 @@ def simulate(
     on_result: Callable[[int, SimResult], None] | None = None,
     idle_skip: bool = True,
     lanes: int | None = None,
-    chunk_iterations: int = engine.CHUNK_ITERATIONS,
+    chunk_iterations: int | None = None,
 ) -> list[SimResult]:
-    """Simulate points side by side; results come back in the order of the points.
+    """Simulate points; results come back in the order of the points.
 
-    on_result(index, result) is called as soon as a point has ended. lanes: points side by side, >= 1;
-    None: as many as measured best for the devices and the size of the machine.
+    on_result(index, result) is called as soon as a point has ended. lanes: points side by side in one JAX program, at
+    least 1; None: what measured best. That is, on a CPU, one point to a core by the compiled kernel (`vsim.alone`)
+    where the machine has one, else as many side by side as suit the devices and the size of the machine.
     idle_skip and chunk_iterations change how fast a result comes, never the result.
     Raises ConfigError for hardware that is not modelled, before anything runs.
     """
@@ -80,20 +82,34 @@ def simulate(
         estimates = [estimate(point.hw, point.program) for point in group]
         totals.begin_group(estimates)
         shared, stacked, which = tables_of(programs, machine.shape), stack_params(params), jnp.asarray(which, jnp.int32)
-        bytes_per_lane = engine.bytes_per_lane(machine, shared, stacked, which)
-        engine.run(
-            machine,
-            shared,
-            stacked,
-            which,
-            estimates,
-            width=lanes or devices.lanes_side_by_side(bytes_per_lane, len(group)),
-            on_lane=keep,
-            on_progress=totals.of_group,
-            chunk_iterations=chunk_iterations,
-        )
+        inputs, observers = (machine, shared, stacked, which, estimates), (keep, totals.of_group)
+        run_group(*inputs, lanes, chunk_iterations, *observers)
         totals.end_group()
     return [result for result in results if result is not None]
+
+
+def run_group(
+    machine: NpuMachine,
+    shared: Any,
+    params: Any,
+    own: Any,
+    estimates: Sequence[float],
+    lanes: int | None,
+    chunk_iterations: int | None,
+    on_lane: Callable[[int, Any], None],
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Run the lanes of one machine to their ends, the way that `simulate` says."""
+    observers: dict[str, Any] = {"on_lane": on_lane, "on_progress": on_progress}
+    if chunk_iterations is not None:
+        observers["chunk_iterations"] = chunk_iterations
+    if lanes is None and machine.has_kernel():
+        threads = len(jax.local_devices())
+        alone.run(machine, shared, params, own, estimates, threads=threads, **observers)
+        return
+    bytes_per_lane = engine.bytes_per_lane(machine, shared, params, own)
+    width = lanes or devices.lanes_side_by_side(bytes_per_lane, len(estimates))
+    engine.run(machine, shared, params, own, estimates, width=width, **observers)
 
 
 class Totals:

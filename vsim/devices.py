@@ -26,6 +26,12 @@ def prepare() -> None:
         jax.config.update("jax_compilation_cache_dir", str(home / "vsim"))
 
 
+def kept_programs(name: str) -> Path | None:
+    """The folder beside JAX's compiled programs for others that outlive the process; None while caching is off."""
+    compiled = setting("jax_compilation_cache_dir")
+    return Path(compiled) / name if compiled and setting("jax_enable_compilation_cache") else None
+
+
 def one_thread() -> None:
     """For a process that simulates a single lane, before `prepare`: XLA's second thread only slows its small kernels.
 
@@ -40,7 +46,7 @@ def compiler_options() -> dict[str, Any] | None:
 
 
 LONE_LANES = 32
-"""Up to so many points per CPU core are simulated fastest one after the other (measured in tests/benchmarks)."""
+"""Of the JAX step, up to so many points per CPU core run fastest one after the other (measured in tests/benchmarks)."""
 
 
 def lanes_side_by_side(bytes_per_lane: int, points: int) -> int:

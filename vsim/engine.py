@@ -288,19 +288,19 @@ class _Batch:
     def progress(self, seconds: float) -> Progress:
         running = self.counted & self.alive
         cycles = int(self.finished_cycles + float(self.elapsed[running].sum()))
-        expected = _expected(self.estimates, self.harvested, self.finished_cycles)
+        of_all = expected(self.estimates, self.harvested, self.finished_cycles)
         return Progress(
             lanes_done=int(self.harvested.sum()),
             lanes_total=len(self.estimates),
             lane_cycles=cycles,
             seconds=seconds,
-            expected_lane_cycles=max(expected, cycles) if expected else 0,
+            expected_lane_cycles=max(of_all, cycles) if of_all else 0,
             lane_iterations=self.lane_iterations,
             place_iterations=self.place_iterations,
         )
 
 
-def _expected(estimates: np.ndarray, harvested: np.ndarray, finished_cycles: float) -> int:
+def expected(estimates: np.ndarray, harvested: np.ndarray, finished_cycles: float) -> int:
     """Cycles of all lanes together, from the estimates and what harvested lanes really took; 0 if none has ended."""
     known = estimates[harvested].sum()
     return int(finished_cycles / known * estimates.sum()) if known else 0

@@ -12,8 +12,8 @@ import numpy as np
 from hwconfigs import HwConfig
 from lowering.mix import Mix
 from lowering.program import Program
-from vsim import devices, engine
-from vsim.api import Totals, distinct_programs, expected_cycles
+from vsim import devices
+from vsim.api import Totals, distinct_programs, expected_cycles, run_group
 from vsim.engine import Progress
 from vsim.npu.compile import ProgramNeeds, alike, params_of, stack_params
 from vsim.npu.compile_mix import has_shares, mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
@@ -42,7 +42,7 @@ def simulate_mixes(
     on_result: Callable[[int, SimResult], None] | None = None,
     idle_skip: bool = True,
     lanes: int | None = None,
-    chunk_iterations: int = engine.CHUNK_ITERATIONS,
+    chunk_iterations: int | None = None,
 ) -> list[SimResult]:
     """Simulate points side by side; results come back in the order of the points. Options: see `vsim.api.simulate`.
 
@@ -68,18 +68,8 @@ def simulate_mixes(
         estimates = [_estimate(point) for point in group]
         totals.begin_group(estimates)
         shared, stacked, mixes = mix_tables_of(programs, machine.shape), stack_params(params), stack_inputs(inputs)
-        bytes_per_lane = engine.bytes_per_lane(machine, shared, stacked, mixes)
-        engine.run(
-            machine,
-            shared,
-            stacked,
-            mixes,
-            estimates,
-            width=lanes or devices.lanes_side_by_side(bytes_per_lane, len(group)),
-            on_lane=keep,
-            on_progress=totals.of_group,
-            chunk_iterations=chunk_iterations,
-        )
+        inputs, observers = (machine, shared, stacked, mixes, estimates), (keep, totals.of_group)
+        run_group(*inputs, lanes, chunk_iterations, *observers)
         totals.end_group()
     return [result for result in results if result is not None]
 

@@ -42,9 +42,7 @@ def call(function: Callable[..., Sequence[Array]], name: str, leaves: Sequence[A
 
 
 def _folder() -> Path | None:
-    """Where traced programs are kept: beside the compiled ones; None while caching is off."""
-    compiled = devices.setting("jax_compilation_cache_dir")
-    return Path(compiled) / "traced" if compiled and devices.setting("jax_enable_compilation_cache") else None
+    return devices.kept_programs("traced")
 
 
 @cache

@@ -24,9 +24,10 @@ from tests.benchmarks.measure import Figures, measure
 from vsim import devices
 
 SECONDS = 10.0
-QUICK = ("gemm", (1, 64))
+QUICK = ("gemm", (None, 1, 64))
+CORES = len(os.sched_getaffinity(0))
 HEADER = (
-    f"{'case':<12} {'lanes':>5} {'lane-cycles/s':>13} {'cycles/it':>9} {'us/lane-it':>10} {'points/h':>9} "
+    f"{'case':<12} {'lanes':>6} {'lane-cycles/s':>13} {'cycles/it':>9} {'us/lane-it':>10} {'points/h':>9} "
     f"{'occup.':>6} {'compile s':>9} {'bytes/lane':>10} {'RSS MiB':>8}"
 )
 
@@ -34,9 +35,9 @@ HEADER = (
 def main() -> None:
     """Measure, print, write `bench.json` and draw the scaling figure."""
     parser = argparse.ArgumentParser(prog="bench")
-    parser.add_argument("--quick", action="store_true", help="the server GEMM at 1 and 64 lanes only")
+    parser.add_argument("--quick", action="store_true", help="the server GEMM by the kernel, at 1 and at 64 lanes only")
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only these cases")
-    parser.add_argument("--lanes", action="append", type=int, help="these numbers of lanes instead of the case's own")
+    parser.add_argument("--lanes", action="append", type=int, help="these numbers of lanes; 0: by the kernel")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="to measure each row, after its first chunk")
     parser.add_argument("--single", action="store_true", help="one lane of the case, as JSON: for this program itself")
     options = parser.parse_args()
@@ -75,15 +76,18 @@ def main() -> None:
     Path("bench.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-def _lanes(case: Case, options: argparse.Namespace) -> tuple[int, ...]:
-    return QUICK[1] if options.quick else tuple(options.lanes or case.lanes)
+def _lanes(case: Case, options: argparse.Namespace) -> tuple[int | None, ...]:
+    if options.quick:
+        return QUICK[1]
+    return tuple(lanes or None for lanes in options.lanes) if options.lanes else (None, *case.lanes)
 
 
-def _run(case: Case, lane_counts: tuple[int, ...], seconds: float) -> list[Figures]:
+def _run(case: Case, lane_counts: tuple[int | None, ...], seconds: float) -> list[Figures]:
     rows = []
     for lanes in lane_counts:
-        # Twice as many points as lanes, so that places are refilled.
-        rows.append(_single(case) if lanes == 1 else measure(case.points(2 * lanes), lanes, seconds))
+        # Twice as many points as lanes, so that places are refilled; enough for all the seconds by the kernel.
+        count = 2 * lanes if lanes else 1000 * CORES
+        rows.append(_single(case) if lanes == 1 else measure(case.points(count), lanes, seconds))
         print(_line(case.name, rows[-1]), flush=True)
     return rows
 
@@ -98,7 +102,7 @@ def _single(case: Case) -> Figures:
 def _line(name: str, row: Figures) -> str:
     points = "-" if row.points_per_hour is None else f"{row.points_per_hour:,}"
     return (
-        f"{name:<12} {row.lanes:>5} {row.lane_cycles_per_second:>13,} {row.cycles_per_iteration:>9.3f} "
+        f"{name:<12} {row.lanes or 'kernel':>6} {row.lane_cycles_per_second:>13,} {row.cycles_per_iteration:>9.3f} "
         f"{row.us_per_lane_iteration:>10.2f} {points:>9} {row.occupancy:>6.2f} {row.compile_seconds:>9.1f} "
         f"{row.state_bytes_per_lane:>10,} {row.peak_rss_mib:>8,}"
     )

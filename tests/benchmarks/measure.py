@@ -34,7 +34,8 @@ monitoring.register_event_duration_secs_listener(_count_compilation)
 class Figures:
     """Figures of one batch. Rates are per second of wall time, compilation apart."""
 
-    lanes: int
+    lanes: int | None
+    """None: one to a core, by the kernel."""
     lane_cycles_per_second: int
     cycles_per_iteration: float
     us_per_lane_iteration: float
@@ -55,8 +56,10 @@ class _Enough(Exception):
     """The time to measure is over."""
 
 
-def measure(points: list[SimPoint], lanes: int, seconds: float) -> Figures:
-    """Simulate the points, `lanes` side by side, for about so many seconds after the first chunk."""
+def measure(points: list[SimPoint], lanes: int | None, seconds: float) -> Figures:
+    """Simulate the points, `lanes` side by side or one to a core by the kernel, for about so many seconds after the
+    first chunk.
+    """
     before = _compile_seconds
     marks: list[tuple[float, Progress]] = []
     finished: list[SimResult] = []
@@ -70,7 +73,7 @@ def measure(points: list[SimPoint], lanes: int, seconds: float) -> Figures:
         simulate(
             points,
             lanes=lanes,
-            chunk_iterations=CHUNK,
+            chunk_iterations=CHUNK if lanes else None,
             on_progress=on_progress,
             on_result=lambda _, result: finished.append(result),
         )

@@ -1,6 +1,7 @@
 """The cycle-level model equals recorded runs of ONNXim: layer finishes, totals, requests and row states.
 
-In one batch, one by one, and without idle skip. Rows of one machine share a batch whatever their size.
+In one batch by the JAX step, one by one by the kernel (`vsim.npu.kernel`), and without idle skip. Rows of one machine
+share a batch whatever their size.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ DEFAULT_CYCLES = 60_000
 """Longer rows take minutes on a busy machine and run in `make check-long`."""
 FIRST_LAYER_CYCLES = 20_300
 LANES = 64
-"""Left to itself, vsim runs so few points one to a core."""
+"""Without such a number the kernel runs the points one to a core."""
 
 ALONE = ("server-mm_128_128_128", "mobile_c4-mm_64_64_64", "mobile_c1-mm_64_64_64")
-"""One machine each; every other row alone is a slow test."""
+"""One machine each."""
 
 
 def points(rows: list[GoldenRow] | tuple[GoldenRow, ...]) -> list[SimPoint]:
@@ -74,6 +75,11 @@ def first_layer_of_a_language_model() -> SimPoint:
     return SimPoint(hw, program, compat=True, max_cycles=FIRST_LAYER_CYCLES)
 
 
+def test_rows_one_by_one():
+    """By the kernel, which the rows of all chips share."""
+    check_rows([row for row in ROWS if row.total < DEFAULT_CYCLES])
+
+
 @pytest.mark.parametrize("row", [row for row in ROWS if str(row) in ALONE], ids=str)
 def test_row_alone_with_and_without_idle_skip(row: GoldenRow):
     [point] = points([row])
@@ -86,7 +92,7 @@ def test_row_alone_with_and_without_idle_skip(row: GoldenRow):
 def test_chunks_of_the_fixed_latency_memory():
     """Its ready times are kept with the requests: clocks restart after every chunk, here a hundred times."""
     [row] = [row for row in ROWS if row.overrides.get("dram.standard") == "simple" and row.workload == "mm_256_256_256"]
-    check_rows([row], chunk_iterations=17)
+    check_rows([row], chunk_iterations=17, lanes=1)
 
 
 @pytest.mark.slow
@@ -100,6 +106,11 @@ def test_all_rows_in_one_batch_without_idle_skip():
 
 
 @pytest.mark.slow
+def test_all_rows_one_by_one():
+    check_rows(ROWS)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_every_row_alone(row: GoldenRow):
-    check_rows([row])
+def test_every_row_as_a_lone_lane(row: GoldenRow):
+    check_rows([row], lanes=1)

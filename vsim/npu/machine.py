@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from vsim.npu import dispatch
 from vsim.npu import state as batch
 from vsim.npu.step import step
 from vsim.npu.types import MixInput, NpuOutcome, NpuParams, NpuShape, NpuState, ProgramTables
+
+if TYPE_CHECKING:
+    from vsim.npu.kernel.lane import Lane
+
+KERNEL_PORTS = 64
+"""The kernel has sets of so many channels, and of ports that receive, in a word."""
 
 
 @dataclass(frozen=True)
@@ -48,3 +58,19 @@ class NpuMachine:
         """Core cycles."""
         high, low = dispatch.absolute(state.core)
         return high.astype(jnp.float32) * float(1 << dispatch.RADIX_BITS) + low.astype(jnp.float32)
+
+    def has_kernel(self) -> bool:
+        """Programs, not mixes, on a CPU, where Numba is installed."""
+        return (
+            self.shape.tenants == 0
+            and self.shape.channels <= KERNEL_PORTS
+            and jax.default_backend() == "cpu"
+            and importlib.util.find_spec("numba") is not None
+        )
+
+    def kernel(self, shared: ProgramTables, params: NpuParams, lanes: Array) -> Lane:
+        """The lane's kernel (`vsim.npu.kernel`)."""
+        # Numba takes a second to import, which processes that do not need it should not wait for.
+        from vsim.npu.kernel.lane import Lane
+
+        return Lane(self.shape, shared, params, int(np.asarray(lanes)[0]))

@@ -54,13 +54,20 @@ _HASH_BITS = {
 }
 
 
-def channel_of(block: Array, channels: int) -> Array:
-    """Memory channel of a block number; fewer than 16 channels use the 16-channel hash modulo their number."""
+def hash_masks(channels: int) -> list[int]:
+    """The bits of a block number whose parity is each bit of its channel, from the lowest.
+
+    Fewer than 16 channels use the 16-channel hash modulo their number.
+    """
     bits = _HASH_BITS[max(channels, 16)][: channels.bit_length() - 1]
+    return [sum(1 << source for source in sources) for sources in bits]
+
+
+def channel_of(block: Array, channels: int) -> Array:
+    """Memory channel of a block number."""
     channel = jnp.zeros_like(block)
-    for position, sources in enumerate(bits):
-        mask = jnp.int32(sum(1 << source for source in sources))
-        channel |= (lax.population_count(block & mask) & 1) << position
+    for position, mask in enumerate(hash_masks(channels)):
+        channel |= (lax.population_count(block & jnp.int32(mask)) & 1) << position
     return channel
 
 
