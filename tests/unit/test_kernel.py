@@ -103,7 +103,9 @@ def _stretch(machine: NpuMachine) -> Any:
         def body(carry: tuple[Any, Any]) -> tuple[Any, Any]:
             return carry[0] + 1, machine.step(shared, params, carry[1])
 
-        going = lambda carry: (carry[0] < iterations) & machine.alive(carry[1])[0]  # noqa: E731
+        def going(carry: tuple[Any, Any]) -> Any:
+            return (carry[0] < iterations) & machine.alive(carry[1])[0]
+
         return lax.while_loop(going, body, (jnp.int32(0), state))[1]
 
     return jax.jit(run)

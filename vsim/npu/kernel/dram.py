@@ -268,17 +268,19 @@ def refresh_command(plan: Any, d: Any, c: int) -> int:
 
 
 @part
-def update_write_mode(p: Any, plan: Any, d: Any, c: int) -> bool:
-    """Returns whether the mode changed. It does not change again until the queues do."""
+def mode_changes(p: Any, d: Any, c: int) -> bool:
+    """Whether this tick changes between reads and writes, if it comes to the queues."""
     reads, writes = d.count[c, 0], d.count[c, 1]
     if d.write_mode[c]:
-        changes = writes <= p.write_low and reads != 0
-    else:
-        changes = writes >= p.write_high or reads == 0
-    if changes:
+        return writes <= p.write_low and reads != 0
+    return writes >= p.write_high or reads == 0
+
+
+@part
+def update_write_mode(p: Any, plan: Any, d: Any, c: int) -> None:
+    if mode_changes(p, d, c):
         d.write_mode[c] = not d.write_mode[c]
         plan.miss_wake[c] = 0
-    return changes
 
 
 @part
@@ -338,7 +340,7 @@ def best_of_queue(p: Any, plan: Any, d: Any, c: int, may_start: bool, may_return
 @part
 def tick(p: Any, plan: Any, d: Any, c: int, may_start: bool, may_return: bool) -> tuple[int, int]:
     """Choose and issue a command, after `complete_read`. Returns it (or NO_COMMAND), and an access's word."""
-    if d.clock < plan.wake[c] and (d.refresh_due[c] > 0 or not update_write_mode(p, plan, d, c)):
+    if d.clock < plan.wake[c] and (d.refresh_due[c] > 0 or not mode_changes(p, d, c)):
         return NO_COMMAND, -1
     # Whatever is found not to be ready lowers this to the tick from which it may be.
     plan.wake[c] = FAR

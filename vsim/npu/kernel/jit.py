@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 from numba import types
 from numba.core import config as numba_config
 from numba.extending import intrinsic
@@ -47,10 +46,6 @@ def _sources() -> str:
     for source in sorted([*here.glob("*.py"), *here.parent.glob("*.py"), here.parents[2] / "lowering" / "program.py"]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
-
-
-int32: Any = np.int32
-int64: Any = np.int64
 
 
 @intrinsic

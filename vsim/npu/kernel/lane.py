@@ -12,12 +12,6 @@ from vsim.npu.kernel.structs import Struct
 from vsim.npu.noc import hash_masks
 from vsim.npu.types import NpuParams, NpuShape, NpuState, ProgramTables
 
-SIZES = (
-    "cores", "channels", "ports", "inflight", "descriptors", "window", "returns", "responses", "back_pressure",
-    "fixed_latency_dram", "core_bits",
-)  # fmt: skip
-
-
 MAX_ITERATIONS = 1 << 18
 """At a time: a channel takes no more requests in them."""
 
@@ -109,12 +103,12 @@ class Lane:
     """
 
     def __init__(self, shape: NpuShape, program: ProgramTables, params: NpuParams, which: int) -> None:
-        sizes = {name: np.asarray([getattr(shape, name)], np.int64) for name in SIZES}
         masks = np.asarray(hash_masks(shape.channels), np.int64)[:, None]
+        sizes = [np.asarray([getattr(shape, name)], np.int64) for name in Sizes._fields if name != "hash_masks"]
         tables = [np.ascontiguousarray(np.asarray(getattr(program, name))[which][..., None]) for name in Tables._fields]
         self._inputs: list[Any] = [
             Struct(tree)
-            for tree in (Sizes(**sizes, hash_masks=masks), _as_numpy(params), Tables(*tables), _scratch(shape))
+            for tree in (Sizes(*sizes, hash_masks=masks), _as_numpy(params), Tables(*tables), _scratch(shape))
         ]
 
     def advance(self, state: NpuState, iterations: int) -> int:
