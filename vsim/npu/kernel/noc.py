@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vsim.npu.fields import FAR
-from vsim.npu.kernel import dram
 from vsim.npu.kernel.jit import ones, part, rare, trailing_zeros
+from vsim.npu.kernel.sets import clear, exclude, include
 from vsim.npu.noc import END, FREE
 from vsim.npu.types import STATUS_DESCRIPTORS, STATUS_INFLIGHT, STATUS_RESPONSE, STATUS_RETURN
 from vsim.npu.words import FLAT_BITS
@@ -33,13 +33,13 @@ def channel_of(hash_masks: Any, block: int) -> int:
 @rare
 def prepare(w: Any, n: Any) -> None:
     """Work out the sets of the scratch (`lane.Scratch`)."""
-    dram.clear(w.waiting.flat)
-    dram.clear(w.answering)
-    dram.clear(w.arrived)
+    clear(w.waiting.flat)
+    clear(w.answering)
+    clear(w.arrived)
     for c in range(n.head.shape[1]):
         for source in range(n.head.shape[0]):
             if n.head[source, c] >= 0:
-                w.waiting[c, source >> 5] |= 1 << (source & 31)
+                include(w.waiting[c], source)
         for core in range(n.response_count.shape[1]):
             if n.response_count[c, core] > 0:
                 w.answering[core] |= 1 << c
@@ -144,7 +144,7 @@ def join_queue(n: Any, waiting: Any, latency: int, source: int, channel: int, no
     else:
         n.head[source, channel] = node
         n.stamp[source, channel] = n.now + latency
-        waiting[channel, source >> 5] |= 1 << (source & 31)
+        include(waiting[channel], source)
     n.tail[source, channel] = node
 
 
@@ -268,7 +268,7 @@ def move_request(z: Any, n: Any, waiting: Any, c: int) -> bool:
     if following < 0:
         n.tail[source, c] = -1
         n.stamp[source, c] = FAR
-        waiting[c, source >> 5] &= ~(1 << (source & 31))
+        exclude(waiting[c], source)
     else:
         n.stamp[source, c] += 1
     n.turn[c] = source + 1
