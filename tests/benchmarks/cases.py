@@ -13,11 +13,14 @@ import onnx
 
 from hwconfigs import HwConfig, load_hw
 from lowering import lower
+from lowering.mix import Scheduler
+from lowering.mix_placement import Workload, place_workloads
 from lowering.onnxim import lower_onnxim
 from lowering.program import Program
 from tests import models
 from tests.golden.onnxim_reference import CONFIGURATIONS
 from vsim.api import SimPoint
+from vsim.mixes import MixPoint
 
 SERVER, MOBILE = "npu-server-128x128x4", "npu-mobile-8x8"
 LLAMA_LAYER = ((4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096))
@@ -31,7 +34,7 @@ class Case:
 
     name: str
     what: str
-    points: Callable[[int], list[SimPoint]]
+    points: Callable[[int], list[SimPoint] | list[MixPoint]]
     lanes: tuple[int, ...]
 
 
@@ -52,9 +55,13 @@ def _program(model: str, preset: str) -> Program:
     return lower(built[model]() if model in built else model, load_hw(preset))
 
 
-def _varied(hw: HwConfig, programs: Sequence[Program], count: int, **options: Any) -> list[SimPoint]:
+def _chips(hw: HwConfig) -> list[HwConfig]:
     base = hw.dram.table().timing["nRP"]
-    chips = [hw.with_overrides({"dram.timing.nRP": base + lane}) for lane in range(16)]
+    return [hw.with_overrides({"dram.timing.nRP": base + lane}) for lane in range(16)]
+
+
+def _varied(hw: HwConfig, programs: Sequence[Program], count: int, **options: Any) -> list[SimPoint]:
+    chips = _chips(hw)
     return [SimPoint(chips[lane % 16], programs[lane % len(programs)], **options) for lane in range(count)]
 
 
@@ -67,6 +74,18 @@ def _compat(*size: int) -> Callable[[int], list[SimPoint]]:
     return lambda count: _varied(hw, [lower_onnxim(models.mm(*size), hw)], count, compat=True)
 
 
+def _tenants(*names: str, scheduler: Scheduler) -> Callable[[int], list[MixPoint]]:
+    """Tenants on one server chip, the second as soon as the first."""
+    hw = load_hw(SERVER)
+
+    def points(count: int) -> list[MixPoint]:
+        workloads = [Workload(name, _program(name, SERVER), (0,)) for name in names]
+        chips, mix = _chips(hw), place_workloads("tenants", workloads, hw, scheduler)
+        return [MixPoint(chips[lane % 16], mix) for lane in range(count)]
+
+    return points
+
+
 RESNET50 = "onnx:light_resnet50"
 CASES = (
     Case("gemm", "memory-bound GEMM 1024x1024x1024, server", _default("gemm", preset=SERVER), (1, 64, 128, 256)),
@@ -75,6 +94,10 @@ CASES = (
     Case("gemv-compat", "the GEMV as ONNXim runs it, deep queues, server", _compat(1, 4096, 4096), (64, 128)),
     Case("decode", "projections of a Llama-3-8B layer, one token, server", _default("decode", preset=SERVER), (128,)),
     Case("mix", "GEMM, GEMV, ResNet-50 in one batch", _default("gemm", "gemv", RESNET50, preset=SERVER), (128,)),
+    Case(
+        "tenants", "ResNet-50 beside the projections, by turns of layers, server",
+        _tenants(RESNET50, "decode", scheduler=Scheduler.TIME_MULTIPLEX), (128,),
+    ),
     Case("resnet50", "ResNet-50, server", _default(RESNET50, preset=SERVER), (128,)),
     Case("resnet18", "ResNet-18, mobile", _default("resnet18", preset=MOBILE), (64, 512, 1024)),
 )  # fmt: skip

@@ -14,7 +14,9 @@ from jax import monitoring
 
 from vsim import engine
 from vsim.api import Progress, SimPoint, SimResult, simulate
+from vsim.mixes import MixPoint, simulate_mixes
 from vsim.npu.compile import params_of, program_needs, shape_of, stack_params, tables_of
+from vsim.npu.compile_mix import has_shares, mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
 from vsim.npu.machine import NpuMachine
 
 CHUNK = 1024
@@ -56,7 +58,7 @@ class _Enough(Exception):
     """The time to measure is over."""
 
 
-def measure(points: list[SimPoint], lanes: int | None, seconds: float) -> Figures:
+def measure(points: list[SimPoint] | list[MixPoint], lanes: int | None, seconds: float) -> Figures:
     """Simulate the points, `lanes` side by side or one to a core by the kernel, for about so many seconds after the
     first chunk.
     """
@@ -69,8 +71,9 @@ def measure(points: list[SimPoint], lanes: int | None, seconds: float) -> Figure
         if marks[-1][0] - marks[0][0] > seconds:
             raise _Enough
 
+    run: Any = simulate_mixes if isinstance(points[0], MixPoint) else simulate
     with contextlib.suppress(_Enough):
-        simulate(
+        run(
             points,
             lanes=lanes,
             chunk_iterations=CHUNK if lanes else None,
@@ -92,16 +95,22 @@ def measure(points: list[SimPoint], lanes: int | None, seconds: float) -> Figure
         occupancy=round(iterations / places, 3),
         # The kernel is compiled by Numba, before anything is reported.
         compile_seconds=round(_compile_seconds - before if lanes else start - called, 1),
-        state_bytes_per_lane=_state_bytes(points),
+        state_bytes_per_lane=_state_bytes(points[0]),
         peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         seconds=round(span, 1),
     )
 
 
-def _state_bytes(points: list[SimPoint]) -> int:
-    """Bytes of state per lane, of the shape that the first point alone needs."""
-    point = points[0]
-    machine = NpuMachine(shape_of(point.hw, program_needs(point.program), compat=point.compat))
+def _state_bytes(point: SimPoint | MixPoint) -> int:
+    """Bytes of state per lane, of the shape that the point alone needs."""
     params = stack_params([params_of(point.hw, compat=point.compat, max_cycles=None, idle_skip=True)])
-    tables = tables_of([point.program], machine.shape)
-    return engine.bytes_per_lane(machine, tables, params, jnp.zeros(1, jnp.int32))
+    if isinstance(point, MixPoint):
+        programs = [tenant.program for tenant in point.mix.tenants]
+        needs, shares = mix_needs(point.mix), has_shares(point.mix)
+        shape = mix_shape_of(point.hw, needs, len(programs), compat=point.compat, shares=shares)
+        tables: Any = mix_tables_of(programs, shape)
+        own: Any = stack_inputs([mix_input(point.hw, point.mix, range(len(programs)), shape)])
+    else:
+        shape = shape_of(point.hw, program_needs(point.program), compat=point.compat)
+        tables, own = tables_of([point.program], shape), jnp.zeros(1, jnp.int32)
+    return engine.bytes_per_lane(NpuMachine(shape), tables, params, own)

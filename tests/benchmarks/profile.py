@@ -23,8 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from tests.benchmarks import profile_kernel
 from tests.benchmarks.cases import CASES
 from vsim import engine
+from vsim.api import SimPoint
 from vsim.npu.compile import params_of, program_needs, shape_of, stack_params, tables_of
 from vsim.npu.machine import NpuMachine
 
@@ -47,11 +49,15 @@ class Kernel:
 def main() -> None:
     """Print the breakdown and the roofline of one case on one device."""
     parser = argparse.ArgumentParser(prog="profile")
-    parser.add_argument("--case", default="gemm", choices=[case.name for case in CASES])
+    parser.add_argument("--case", default="gemm", choices=[case.name for case in CASES if case.name != "tenants"])
     parser.add_argument("--lanes", type=int, default=64)
     parser.add_argument("--top", type=int, default=15, help="kernels to list")
     options = parser.parse_args()
-    step, state, run = _compile(options.case, options.lanes)
+    case = next(case for case in CASES if case.name == options.case)
+    points: Any = case.points(options.lanes)
+    if jax.default_backend() == "cpu":
+        profile_kernel.report(options.case, points[0])
+    step, state, run = _compile(points)
     kernels = {kernel.name: kernel for kernel in _kernels(step.as_text())}
     state = run(state, WARM_UP)
     started = time.perf_counter()
@@ -61,10 +67,8 @@ def main() -> None:
     _report(options, kernels, durations, per_iteration_us)
 
 
-def _compile(case_name: str, lanes: int) -> tuple[Any, Any, Any]:
-    case = next(case for case in CASES if case.name == case_name)
-    points = case.points(lanes)
-    point = points[0]
+def _compile(points: list[SimPoint]) -> tuple[Any, Any, Any]:
+    point, lanes = points[0], len(points)
     machine = NpuMachine(shape_of(point.hw, program_needs(point.program), compat=point.compat))
     params = stack_params([params_of(p.hw, compat=p.compat, max_cycles=None, idle_skip=True) for p in points])
     shared, which = tables_of([point.program], machine.shape), jnp.zeros(lanes, jnp.int32)

@@ -57,12 +57,20 @@ SERVER = CONFIGURATIONS["server"].with_overrides(
 )
 
 
-@pytest.mark.slow
-def test_rows():
+def check_rows(**options: Any) -> None:
     points = [MixPoint(SERVER, lower_onnxim_mix(row.requests, SERVER, row.scheduler), compat=True) for row in MIX_ROWS]
-    for row, result in zip(MIX_ROWS, simulate_mixes(points), strict=True):
+    for row, result in zip(MIX_ROWS, simulate_mixes(points, **options), strict=True):
         assert result.status == "ok"
         assert (tuple(layer["finish_cycle"] for layer in result.layers), result.cycles) == (row.finishes, row.total)
+
+
+def test_rows():
+    check_rows()
+
+
+@pytest.mark.slow
+def test_rows_side_by_side():
+    check_rows(lanes=len(MIX_ROWS))
 
 
 def point_of(case: Case, folder: Path) -> MixPoint:
@@ -104,20 +112,27 @@ def difference(case: Case, result: SimResult) -> dict[str, tuple[Any, Any]]:
     return {key: (value, ours[key]) for key, value in recorded.items() if ours[key] != value}
 
 
-def check_cases(cases: Sequence[Case], folder: Path) -> None:
-    results = simulate_mixes([point_of(case, folder) for case in cases])
+def check_cases(cases: Sequence[Case], folder: Path, **options: Any) -> None:
+    results = simulate_mixes([point_of(case, folder) for case in cases], **options)
     compared = zip(cases, results, strict=True)
     assert {case.name: found for case, result in compared if (found := difference(case, result))} == {}
 
 
-@pytest.mark.slow
-def test_short_cases(shared, tmp_path):
+def short_cases(shared: Path) -> list[Case]:
     cases = [case for case in mix_cases(shared).values() if case.data["total_cycles"] <= SHORT_CYCLES]
     assert len(cases) == 12
-    check_cases(cases, tmp_path)
+    return cases
+
+
+def test_short_cases(shared, tmp_path):
+    check_cases(short_cases(shared), tmp_path)
 
 
 @pytest.mark.slow
+def test_short_cases_side_by_side(shared, tmp_path):
+    check_cases(short_cases(shared), tmp_path, lanes=12)
+
+
 def test_networks(shared, tmp_path):
     """ResNet-18 on small images beside its twin, a convolution or an encoder."""
     cases = [case for case in mix_cases(shared).values() if case.data["total_cycles"] > SHORT_CYCLES]
@@ -125,7 +140,6 @@ def test_networks(shared, tmp_path):
     check_cases(cases, tmp_path)
 
 
-@pytest.mark.slow
 def test_cases_that_abort_the_original(shared, tmp_path):
     """Beside BERT, which the original cannot lower."""
     cases = list(mix_cases(shared, ABORTS).values())

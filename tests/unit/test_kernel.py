@@ -6,6 +6,7 @@ stretches of iterations of uneven length, to the run's end or as far as the case
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -20,15 +21,16 @@ from jax import lax
 
 from hwconfigs import HwConfig, load_hw
 from lowering import lower
+from lowering.mix import Scheduler
 from lowering.models import LoadedModel
 from lowering.onnxim import lower_onnxim
 from lowering.program import Program
-from tests import models
+from tests import mixes, models
 from tests.golden.onnxim_reference import CONFIGURATIONS
-from tests.unit import test_npu_launches
+from tests.unit import test_mixes, test_npu_launches
 from vsim.api import SimPoint, simulate
 from vsim.npu.compile import params_of, program_needs, shape_of, stack_params, tables_of
-from vsim.npu.kernel.lane import Lane
+from vsim.npu.compile_mix import mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
 from vsim.npu.machine import NpuMachine
 
 STRETCHES = (1, 7, 50, 300)
@@ -124,18 +126,42 @@ def _comparable(state: Any) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_step(name: str) -> None:
-    """Every part of the state is equal after every stretch."""
     case = CASES[name]
     hw = case.hw()
     program = case.program(hw)
     machine = NpuMachine(shape_of(hw, program_needs(program), compat=case.compat))
     params = stack_params([params_of(hw, compat=case.compat, max_cycles=case.max_cycles, idle_skip=case.idle_skip)])
-    shared, which = tables_of([program], machine.shape), jnp.zeros(1, jnp.int32)
-    expected = machine.init(shared, params, which)
+    done = compare(machine, tables_of([program], machine.shape), params, jnp.zeros(1, jnp.int32), case.iterations)
+    assert done > 100
+
+
+ONNXIM_MIXES = [(plan, True) for plan in test_mixes.PLANS]
+MIXES_WITH_SHARES = [(plan, False) for plan in test_mixes.PLANS if plan.scheduler is not Scheduler.SPATIAL_SPLIT]
+
+
+@pytest.mark.parametrize(("plan", "compat"), ONNXIM_MIXES + MIXES_WITH_SHARES)
+def test_mixes_equal_the_step(plan: mixes.MixPlan, compat: bool) -> None:
+    """As ONNXim has them; and in default mode with DDR4, the first tenant with a share of the bandwidth."""
+    mix, hw = plan.build(), mixes.HW if compat else CONFIGURATIONS["mobile_c4"]
+    if not compat:
+        first, *others = mix.tenants
+        mix = dataclasses.replace(mix, tenants=(dataclasses.replace(first, bandwidth_share=0.03), *others))
+    needs = mix_needs(test_mixes.LARGEST)
+    machine = NpuMachine(mix_shape_of(hw, needs, mixes.MOST_TENANTS, compat=compat, shares=not compat))
+    programs = [tenant.program for tenant in mix.tenants]
+    params = stack_params([params_of(hw, compat=compat, max_cycles=None, idle_skip=True)])
+    own = stack_inputs([mix_input(hw, mix, range(len(programs)), machine.shape)])
+    done = compare(machine, mix_tables_of(programs, machine.shape), params, own, None)
+    assert done > 500
+
+
+def compare(machine: NpuMachine, shared: Any, params: Any, own: Any, iterations_compared: int | None) -> int:
+    """Every part of the state is equal after every stretch. Returns how many iterations were compared."""
+    expected = machine.init(shared, params, own)
     state = jax.tree.map(np.array, expected)
-    lane = Lane(machine.shape, shared, params, 0)
+    lane = machine.kernel(shared, params, own)
     done = 0
-    while bool(machine.alive(expected)[0]) and (case.iterations is None or done < case.iterations):
+    while bool(machine.alive(expected)[0]) and (iterations_compared is None or done < iterations_compared):
         iterations = STRETCHES[done % len(STRETCHES)]
         expected = _stretch(machine)(shared, params, expected, np.int32(iterations))
         done += lane.advance(state, iterations)
@@ -145,4 +171,4 @@ def test_equals_the_step(name: str) -> None:
         if done % 5 == 0:
             expected = machine.rebase(expected)
             state = jax.tree.map(np.array, expected)
-    assert done > 100
+    return done

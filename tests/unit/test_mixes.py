@@ -1,6 +1,6 @@
 """Mixes on the batched chip: equal to the scalar schedulers, every tile served once.
 
-Neighbours, order of lanes, idle skip and chunks change nothing.
+Neighbours, order of lanes, idle skip, chunks and the kernel change nothing.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ DIAMOND = (
 CHAIN = (LayerPlan(6, unbound=True), LayerPlan(1, rows=0, reads=(0,)), LayerPlan(4, rows=40, reads=(1,)))
 PAIR = (TenantPlan(CHAIN), TenantPlan(CHAIN, arrival_cycle=1, partition=1, deadline_cycle=300))
 LATE = 12_000
+BY_KERNEL = {"lanes": None, "chunk_iterations": 37}
 PLANS = (
     *(MixPlan(PAIR, scheduler, (0, 0, 1, 1)) for scheduler in Scheduler),
     MixPlan((TenantPlan(DIAMOND), TenantPlan(CHAIN), TenantPlan(DIAMOND, 40)), Scheduler.TIME_MULTIPLEX),
@@ -54,10 +55,12 @@ PLANS = (
 )
 
 
-def run_batch(batch: list[Mix], max_cycles: int = MOST_CYCLES, **options: Any) -> list[SimResult]:
-    """Results of LANES - 1 mixes."""
+def run_batch(
+    batch: list[Mix], max_cycles: int = MOST_CYCLES, lanes: int | None = LANES, **options: Any
+) -> list[SimResult]:
+    """Results of LANES - 1 mixes side by side (lanes=None: by the kernel)."""
     points = [MixPoint(HW, mix, compat=True, max_cycles=max_cycles) for mix in [LARGEST, *batch]]
-    return simulate_mixes(points, **options)[1:]
+    return simulate_mixes(points, lanes=lanes, **options)[1:]
 
 
 @cache
@@ -65,6 +68,15 @@ def reference() -> tuple[list[Mix], list[dict[str, Any]]]:
     """The planned mixes and their results, side by side."""
     batch = [plan.build() for plan in PLANS]
     return batch, [result.to_json() for result in run_batch(batch)]
+
+
+def check_both(batch: list[Mix]) -> None:
+    """The mixes side by side are the scalar schedulers', and by the kernel the same."""
+    results = run_batch(batch)
+    for mix, result in zip(batch, results, strict=True):
+        check(mix, result)
+    by_kernel = run_batch(batch, lanes=None)
+    assert [result.to_json() for result in by_kernel] == [result.to_json() for result in results]
 
 
 def check(mix: Mix, result: SimResult) -> None:
@@ -98,18 +110,14 @@ def check_service(mix: Mix, rows: Any) -> None:
 @settings(max_examples=3, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(plans=st.lists(mix_plans(), min_size=LANES - 1, max_size=LANES - 1))
 def test_random_mixes_equal_the_scalar_schedulers(plans: list[MixPlan]) -> None:
-    batch = [plan.build() for plan in plans]
-    for mix, result in zip(batch, run_batch(batch), strict=True):
-        check(mix, result)
+    check_both([plan.build() for plan in plans])
 
 
 @pytest.mark.slow
 @settings(max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(plans=st.lists(mix_plans(), min_size=LANES - 1, max_size=LANES - 1))
 def test_many_random_mixes_equal_the_scalar_schedulers(plans: list[MixPlan]) -> None:
-    batch = [plan.build() for plan in plans]
-    for mix, result in zip(batch, run_batch(batch), strict=True):
-        check(mix, result)
+    check_both([plan.build() for plan in plans])
 
 
 def test_every_request_is_served_once() -> None:
@@ -130,7 +138,7 @@ def test_schedulers_differ() -> None:
 
 def test_lanes_apart() -> None:
     batch, results = reference()
-    [alone] = simulate_mixes([MixPoint(HW, batch[-1], compat=True, max_cycles=MOST_CYCLES)])
+    [alone] = simulate_mixes([MixPoint(HW, batch[-1], compat=True, max_cycles=MOST_CYCLES)], lanes=1)
     assert alone.to_json() == results[-1]
 
 
@@ -139,7 +147,7 @@ def test_permuted_lanes() -> None:
     assert [result.to_json() for result in run_batch(batch[::-1])] == results[::-1]
 
 
-@pytest.mark.parametrize("options", [{"idle_skip": False}, {"chunk_iterations": 37}], ids=str)
+@pytest.mark.parametrize("options", [{"idle_skip": False}, {"chunk_iterations": 37}, BY_KERNEL], ids=str)
 def test_idle_skip_and_chunks_change_nothing(options: dict[str, Any]) -> None:
     batch, results = reference()
     assert [result.to_json() for result in run_batch(batch, **options)] == results

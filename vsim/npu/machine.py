@@ -60,17 +60,17 @@ class NpuMachine:
         return high.astype(jnp.float32) * float(1 << dispatch.RADIX_BITS) + low.astype(jnp.float32)
 
     def has_kernel(self) -> bool:
-        """Programs, not mixes, on a CPU, where Numba is installed."""
+        """On a CPU, where Numba is installed."""
         return (
-            self.shape.tenants == 0
-            and self.shape.channels <= KERNEL_PORTS
+            self.shape.channels <= KERNEL_PORTS
             and jax.default_backend() == "cpu"
             and importlib.util.find_spec("numba") is not None
         )
 
-    def kernel(self, shared: ProgramTables, params: NpuParams, lanes: Array) -> Lane:
+    def kernel(self, shared: ProgramTables, params: NpuParams, lanes: Array | MixInput) -> Lane:
         """The lane's kernel (`vsim.npu.kernel`)."""
         # Numba takes a second to import, which processes that do not need it should not wait for.
         from vsim.npu.kernel.lane import Lane
 
-        return Lane(self.shape, shared, params, int(np.asarray(lanes)[0]))
+        which = 0 if isinstance(lanes, MixInput) else int(np.asarray(lanes)[0])
+        return Lane(self.shape, shared, params, which)

@@ -24,22 +24,27 @@ FLAT_MASK = (1 << FLAT_BITS) - 1
 
 
 @part
-def tick(z: Any, p: Any, t: Any, s: Any, c: int) -> tuple[bool, int, int]:
-    """One cycle of core c, before `now` advances. Returns whether anything changed, and the requests of the load and
-    of the store that took effect, -1 where there is none.
+def tick(
+    z: Any, p: Any, t: Any, s: Any, c: int, may: tuple[bool, bool], tags: tuple[int, int]
+) -> tuple[bool, int, int]:
+    """One cycle of core c, before `now` advances. may: loads and stores of the tile in each slot may issue. tags: of
+    the senders of the latched load and store (`noc.push_descriptor`).
+
+    Returns whether anything changed, and the requests of the load and of the store that took effect, -1 where there is
+    none.
     """
     k = s.core
     room = noc.descriptor_room(z, s.noc, c)
     changed = retire(k, c)
     loaded, stored = load(s, c), -1
     if loaded >= 0:
-        s.status |= noc.push_descriptor(z, s.noc, c, k.load)
+        s.status |= noc.push_descriptor(z, s.noc, c, k.load, tags[0])
     changed |= execute(p, k, c)
     if k.store_valid[c] and k.remaining[c, k.store.word[c] & FLAT_MASK] == 0:
         stored = store(k, c)
-        s.status |= noc.push_descriptor(z, s.noc, c, k.store)
+        s.status |= noc.push_descriptor(z, s.noc, c, k.store, tags[1])
     add_activity(k, c, 1)
-    changed |= issue(p, t, k, c, room)
+    changed |= issue(p, t, k, c, (room and may[0], room and may[1]))
     changed |= complete_tile(k, c)
     return changed or loaded >= 0 or stored >= 0, loaded, stored
 
@@ -237,14 +242,17 @@ def is_ready(p: Any, t: Any, k: Any, c: int, slot: int, room: bool) -> bool:
 
 
 @part
-def issue(p: Any, t: Any, k: Any, c: int, room: bool) -> bool:
-    """At most one instruction per core and cycle, over all classes; the round robin sticks to the tile that issued."""
+def issue(p: Any, t: Any, k: Any, c: int, rooms: tuple[bool, bool]) -> bool:
+    """At most one instruction per core and cycle, over all classes; the round robin sticks to the tile that issued.
+
+    rooms: for a load or store of each slot.
+    """
     both = k.resident[c, 0] and k.resident[c, 1]
     position = k.issue_from[c] if both else 0
     slot = k.front[c] if position == 0 else 1 - k.front[c]
-    if not is_ready(p, t, k, c, slot, room):
+    if not is_ready(p, t, k, c, slot, rooms[slot]):
         position, slot = 1 - position, 1 - slot
-        if not both or not is_ready(p, t, k, c, slot, room):
+        if not both or not is_ready(p, t, k, c, slot, rooms[slot]):
             return False
     k.issue_from[c] = position
     latch(t, k, c, slot)

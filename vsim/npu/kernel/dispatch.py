@@ -21,15 +21,20 @@ def absolute(k: Any) -> tuple[int, int]:
 
 
 @rare
-def cycles_to_launch(t: Any, k: Any, layer: int) -> int:
-    """Core cycles until the waiting layer may start, at most FAR; <= 0 when it may."""
-    release = t.releases[layer] - 1
+def cycles_until(k: Any, cycle: int) -> int:
+    """Core cycles until the one of this number, at most FAR; <= 0 when it has come."""
     high, low = absolute(k)
-    high, low = (release >> RADIX_BITS) - high, (release & RADIX_MASK) - low
+    high, low = (cycle >> RADIX_BITS) - high, (cycle & RADIX_MASK) - low
     if high > 1:
         return FAR
     near = 1 << RADIX_BITS if high > 0 else (-(1 << RADIX_BITS) if high < 0 else 0)
     return min(near + low, FAR)
+
+
+@part
+def cycles_to_launch(t: Any, k: Any, layer: int) -> int:
+    """Core cycles until the waiting layer may start, at most FAR; <= 0 when it may."""
+    return cycles_until(k, t.releases[layer] - 1)
 
 
 @rare
@@ -81,7 +86,8 @@ def dispatch(z: Any, p: Any, t: Any, s: Any) -> bool:
         full = k.resident[c, 0] and k.resident[c, 1]
         asks = begins and reported >= left if layer_done else may_ask
         if asks and not full and h.next_tile[c] < end:
-            place_tile(p, t, k, c, h.next_tile[c])
+            tile = h.next_tile[c]
+            place_tile(p, t, k, c, tile, t.tiles[tile, LAYER])
             h.next_tile[c] += 1
             changed = True
     record(h, k, layer, following, layer_done, begins)
@@ -103,12 +109,11 @@ def record(h: Any, k: Any, layer: int, following: int, layer_done: bool, begins:
 
 
 @rare
-def place_tile(p: Any, t: Any, k: Any, c: int, tile: int) -> None:
+def place_tile(p: Any, t: Any, k: Any, c: int, tile: int, layer: int) -> int:
     """Put a tile into the free slot and choose its halves of the double buffers. A tile without instructions clears
-    its halves and counts as finished at once.
+    its halves and counts as finished at once. Returns the slot; -1: the tile has finished.
     """
-    first, end = t.tiles[tile, FIRST_ROW], t.tiles[tile, END_ROW]
-    layer, key = t.tiles[tile, LAYER], t.tiles[tile, ACC_KEY]
+    first, end, key = t.tiles[tile, FIRST_ROW], t.tiles[tile, END_ROW], t.tiles[tile, ACC_KEY]
     occupied = k.resident[c, 0] or k.resident[c, 1]
     partner = 0 if k.resident[c, 0] else 1
     partner_acc = k.acc_half[c, partner] if occupied else 0
@@ -125,7 +130,7 @@ def place_tile(p: Any, t: Any, k: Any, c: int, tile: int) -> None:
     k.previous_key[c] = key
     if end <= first:
         k.finished[c] += 1
-        return
+        return -1
     slot = 1 - partner if occupied else 0
     if not occupied:
         k.front[c] = slot
@@ -139,6 +144,7 @@ def place_tile(p: Any, t: Any, k: Any, c: int, tile: int) -> None:
     k.acc_half[c, slot] = acc_half
     k.streaming[c, slot] = False
     k.last_done[c, slot] = False
+    return slot
 
 
 @rare

@@ -303,33 +303,36 @@ def best_of_queue(p: Any, plan: Any, d: Any, c: int, may_start: bool, may_return
 
 
 @part
-def tick(p: Any, plan: Any, d: Any, c: int, may_start: bool, may_return: bool) -> tuple[int, int]:
-    """Choose and issue a command, after `complete_read`. Returns it (or NO_COMMAND), and an access's word."""
+def tick(p: Any, plan: Any, d: Any, c: int, may_start: bool, may_return: bool) -> tuple[int, int, int]:
+    """Choose and issue a command, after `complete_read`. Returns it (or NO_COMMAND), the word of the request that it
+    serves, and the bank if it is that request's first command, else -1.
+    """
     if d.clock < plan.wake[c] and (d.refresh_due[c] > 0 or not mode_changes(p, d, c)):
-        return NO_COMMAND, -1
+        return NO_COMMAND, -1, -1
     # Whatever is found not to be ready lowers this to the tick from which it may be.
     plan.wake[c] = FAR
-    command, meta = choose(p, plan, d, c, may_start, may_return)
+    command, meta, counted = choose(p, plan, d, c, may_start, may_return)
     if command != NO_COMMAND:
         plan.wake[c] = 0
-    return command, meta
+    return command, meta, counted
 
 
 @part
-def choose(p: Any, plan: Any, d: Any, c: int, may_start: bool, may_return: bool) -> tuple[int, int]:
+def choose(p: Any, plan: Any, d: Any, c: int, may_start: bool, may_return: bool) -> tuple[int, int, int]:
     if not is_empty(d.active[c]):
         bank = oldest_active(plan, d, c, may_start, may_return)
         if bank >= 0:
-            return serve_active(p, d, c, bank)
+            command, meta = serve_active(p, d, c, bank)
+            return command, meta, -1
     if d.refresh_due[c] > 0:
         command = refresh_command(plan, d, c)
         if command != NO_COMMAND:
             issue_refresh(p, plan, d, c, command)
-        return command, -1
+        return command, -1, -1
     update_write_mode(p, plan, d, c)
     slot = best_of_queue(p, plan, d, c, may_start, may_return)
     if slot < 0:
-        return NO_COMMAND, -1
+        return NO_COMMAND, -1, -1
     return serve_queued(p, plan, d, c, slot)
 
 
@@ -363,7 +366,7 @@ def issue_refresh(p: Any, plan: Any, d: Any, c: int, command: int) -> None:
 
 
 @part
-def serve_queued(p: Any, plan: Any, d: Any, c: int, slot: int) -> tuple[int, int]:
+def serve_queued(p: Any, plan: Any, d: Any, c: int, slot: int) -> tuple[int, int, int]:
     """The next command of a queued request. A PRE under an activated request is dropped and the tick with it."""
     kind = 1 if d.write_mode[c] else 0
     meta, place = d.meta[c, kind, slot], d.place[c, kind, slot]
@@ -375,20 +378,21 @@ def serve_queued(p: Any, plan: Any, d: Any, c: int, slot: int) -> tuple[int, int
     elif has(d.opened[c], bank):
         if has(d.active[c], bank):
             plan.wake[c] = 0
-            return NO_COMMAND, -1
+            return NO_COMMAND, -1, -1
         command = PRE
         d.row_conflicts[c] += first
     else:
         command = ACT
         d.row_misses[c] += first
     update_timing(p, d, c, command, bank)
+    counted = bank if first else -1
     if command != RD and command != WR:
         plan.miss_wake[c] = 0
     if command == PRE:
         d.meta[c, kind, slot] = meta | 1
         exclude(d.opened[c], bank)
         drop_hits(plan, d, c, bank)
-        return command, -1
+        return command, meta >> 1, counted
     key = d.key[c, kind, slot]
     leave_queue(d, c, kind, slot)
     exclude(plan.slots[c, kind, bank], slot)
@@ -398,7 +402,7 @@ def serve_queued(p: Any, plan: Any, d: Any, c: int, slot: int) -> tuple[int, int
         find_oldest_hit(plan, d, c, kind, bank)
     if command == RD:
         push_pending(d, c, d.clock + p.read_latency, meta >> 1)
-    return command, meta >> 1
+    return command, meta >> 1, counted
 
 
 @part

@@ -13,16 +13,41 @@ from typing import Any
 import numba
 from numba import types
 from numba.core import config as numba_config
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from vsim import devices
+from vsim.npu.kernel.structs import StructType
+from vsim.npu.types import TenantSchedule
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False, "error_model": "numpy"}
 """`_nrt`: nothing is allocated, so no references are counted. `error_model`: no division is checked for zero."""
-part: Any = numba.njit(forceinline=True, **_OPTIONS)
+_INLINED: Any = {"forceinline": True, **_OPTIONS}
+part: Any = numba.njit(**_INLINED)
 """Decorator of a part of the kernel. Calls would cost a fifth of the time."""
 rare: Any = numba.njit(**_OPTIONS)
 """Decorator of a part that few ticks need: it stays a function, which is compiled sooner."""
+
+
+def either(of_program: Any, of_mix: Any) -> Any:
+    """A part that has two forms: the second where an argument is the state of a mix of tenants."""
+
+    def rule(*arguments: Any) -> Any:
+        raise NotImplementedError("compiled code only")
+
+    @overload(rule, jit_options=_INLINED)
+    def choose(*arguments: Any) -> Callable[..., Any]:
+        form = of_mix if any(map(_is_of_mix, arguments)) else of_program
+
+        def chosen(*arguments: Any) -> Any:
+            return form(*arguments)
+
+        return chosen
+
+    return rule
+
+
+def _is_of_mix(kind: Any) -> bool:
+    return isinstance(kind, StructType) and getattr(kind.types.get("schedule"), "title", "") == TenantSchedule.__name__
 
 
 def whole(function: Callable[..., Any]) -> Any:
@@ -43,7 +68,8 @@ def _sources() -> str:
     """Digest of the sources that the kernel is made of."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for source in sorted([*here.glob("*.py"), *here.parent.glob("*.py"), here.parents[2] / "lowering" / "program.py"]):
+    lowering = here.parents[2] / "lowering"
+    for source in sorted([*here.glob("*.py"), *here.parent.glob("*.py"), lowering / "program.py", lowering / "mix.py"]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -10,7 +10,7 @@ from vsim.npu.dram import MAX_ORDER
 from vsim.npu.kernel.step import MAX_TICKS, advance
 from vsim.npu.kernel.structs import Struct
 from vsim.npu.noc import hash_masks
-from vsim.npu.types import NpuParams, NpuShape, NpuState, ProgramTables
+from vsim.npu.types import MixTables, NpuParams, NpuShape, NpuState, ProgramTables
 
 MAX_ITERATIONS = 1 << 18
 """At a time: a channel takes no more requests in them."""
@@ -31,6 +31,7 @@ class Sizes(NamedTuple):
     responses: np.ndarray
     back_pressure: np.ndarray
     fixed_latency_dram: np.ndarray
+    shares: np.ndarray
     core_bits: np.ndarray
     hash_masks: np.ndarray
 
@@ -44,6 +45,31 @@ class Tables(NamedTuple):
     pattern: np.ndarray
     layer_count: np.ndarray
     releases: np.ndarray
+
+
+class TablesOfMix(NamedTuple):
+    """`MixTables` as far as the kernel needs them; what is in one piece without the axis of programs, [..., 1]."""
+
+    rows: np.ndarray
+    tiles: np.ndarray
+    pattern: np.ndarray
+    schedule: np.ndarray
+    lists: np.ndarray
+    consumers: np.ndarray
+    unbound: np.ndarray
+    chain_end: np.ndarray
+
+
+class Asks(NamedTuple):
+    """Of a mix: of a core, the queue that it asks for a tile, whether it asks, and whether it gets one; int64[C, 1].
+
+    requests: int64[T, 1], of a bucket, what was asked for in this tick.
+    """
+
+    queue: np.ndarray
+    asks: np.ndarray
+    gets: np.ndarray
+    requests: np.ndarray
 
 
 class Plan(NamedTuple):
@@ -76,9 +102,11 @@ class Scratch(NamedTuple):
     answering: np.ndarray
     arrived: np.ndarray
     plan: Plan
+    asks: Asks
 
 
-def _scratch(shape: NpuShape) -> Scratch:
+def scratch_of(shape: NpuShape) -> Scratch:
+    """Empty; `step.prepare` fills it."""
     m, banks, queue_words = shape.channels, shape.dram.banks, -(-shape.dram.queue // 32)
     return Scratch(
         waiting=np.zeros((m, -(-shape.cores * shape.ports // 32), 1), np.int64),
@@ -93,27 +121,44 @@ def _scratch(shape: NpuShape) -> Scratch:
             wake=np.zeros((m, 1), np.int64),
             miss_wake=np.zeros((m, 1), np.int64),
         ),
+        asks=Asks(
+            queue=np.zeros((shape.cores, 1), np.int64),
+            asks=np.zeros((shape.cores, 1), np.int64),
+            gets=np.zeros((shape.cores, 1), np.int64),
+            requests=np.zeros((shape.tenants, 1), np.int64),
+        ),
+    )
+
+
+def _tables(program: ProgramTables, which: int) -> Tables | TablesOfMix:
+    if isinstance(program, MixTables):
+        in_one_piece = {name: np.asarray(getattr(program, name))[0] for name in ("rows", "tiles", "pattern")}
+        others = TablesOfMix._fields[len(in_one_piece) :]
+        tables = in_one_piece | {name: np.asarray(getattr(program, name)) for name in others}
+        return TablesOfMix(**{name: np.ascontiguousarray(table[..., None]) for name, table in tables.items()})
+    return Tables(
+        *[np.ascontiguousarray(np.asarray(getattr(program, name))[which][..., None]) for name in Tables._fields]
     )
 
 
 class Lane:
     """One lane whose state the kernel advances in place.
 
-    shape; program: the tables of the batch, which: the lane's own among them; params: of the lane ([..., 1]).
+    shape; program: the tables of the batch, which: the lane's own among them (mixes: 0); params: of the lane
+    ([..., 1]).
     """
 
     def __init__(self, shape: NpuShape, program: ProgramTables, params: NpuParams, which: int) -> None:
         masks = np.asarray(hash_masks(shape.channels), np.int64)[:, None]
         sizes = [np.asarray([getattr(shape, name)], np.int64) for name in Sizes._fields if name != "hash_masks"]
-        tables = [np.ascontiguousarray(np.asarray(getattr(program, name))[which][..., None]) for name in Tables._fields]
-        self._inputs: list[Any] = [
+        self.inputs: list[Any] = [
             Struct(tree)
-            for tree in (Sizes(*sizes, hash_masks=masks), _as_numpy(params), Tables(*tables), _scratch(shape))
+            for tree in (Sizes(*sizes, hash_masks=masks), _as_numpy(params), _tables(program, which), scratch_of(shape))
         ]
 
     def advance(self, state: NpuState, iterations: int) -> int:
         """Advance the state ([..., 1], NumPy arrays, written to) by at most so many iterations; how many it took."""
-        return advance(*self._inputs, Struct(state), min(iterations, MAX_ITERATIONS))
+        return advance(*self.inputs, Struct(state), min(iterations, MAX_ITERATIONS))
 
     def must_rebase(self, state: NpuState) -> bool:
         """A clock or an order of arrival may leave its range otherwise."""

@@ -55,8 +55,8 @@ def descriptor_room(z: Any, n: Any, core: int) -> bool:
 
 
 @rare
-def push_descriptor(z: Any, n: Any, core: int, new: Any) -> int:
-    """Append a load or store that took effect. Returns status bits."""
+def push_descriptor(z: Any, n: Any, core: int, new: Any, tag: int) -> int:
+    """Append a load or store that took effect. tag: what its word says of the sender. Returns status bits."""
     tail = (n.descriptor_head[core] + n.descriptor_count[core]) & (z.descriptors - 1)
     ring = n.descriptor
     ring.first_block[core, tail] = new.first_block[core]
@@ -64,7 +64,7 @@ def push_descriptor(z: Any, n: Any, core: int, new: Any) -> int:
     ring.period_requests[core, tail] = new.period_requests[core]
     ring.period_pitch[core, tail] = new.period_pitch[core]
     ring.pattern_start[core, tail] = new.pattern_start[core]
-    ring.word[core, tail] = new.word[core]
+    ring.word[core, tail] = new.word[core] | tag
     n.descriptor_count[core] += 1
     return STATUS_DESCRIPTORS if n.descriptor_count[core] > z.descriptors else 0
 

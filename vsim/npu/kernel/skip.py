@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vsim.npu.fields import FAR
-from vsim.npu.kernel import core, dispatch, dram
+from vsim.npu.kernel import core, dram, schedules
 from vsim.npu.kernel.jit import part, rare
 from vsim.npu.step import FAR_PS
 from vsim.npu.types import STATUS_DEADLOCK
@@ -103,14 +103,14 @@ def is_dead(s: Any, ever: bool) -> bool:
 def skip_idle(z: Any, p: Any, t: Any, s: Any) -> None:
     """Jump the clocks over the ticks in which nothing changes."""
     core_wait = noc_wait = dram_wait = 0
+    start, starts = schedules.next_start(z, t, s)
     if s.core_quiet:
-        event = min(next_core_event(s.core), dispatch.next_launch(t, s.schedule, s.core))
-        core_wait = ticks_until(event, s.core.now, p.core_period_ps)
+        core_wait = ticks_until(min(next_core_event(s.core), start), s.core.now, p.core_period_ps)
     if s.noc_quiet:
         noc_wait = ticks_until(next_noc_event(s.noc), s.noc.now, p.noc_period_ps)
     if s.dram_quiet:
         dram_wait = ticks_until(next_dram_event(z, s), s.dram.clock, p.dram_period_ps)
-    ever = core_wait < FAR_PS or noc_wait < FAR_PS or s.schedule.waiting
+    ever = core_wait < FAR_PS or noc_wait < FAR_PS or starts
     if is_dead(s, ever):
         s.status |= STATUS_DEADLOCK
         return
@@ -118,6 +118,7 @@ def skip_idle(z: Any, p: Any, t: Any, s: Any) -> None:
     cores = ticks_before(horizon, s.core_time, p.core_period_ps)
     nocs = ticks_before(horizon, s.noc_time, p.noc_period_ps)
     drams = ticks_before(horizon, s.dram_time, p.dram_period_ps)
+    schedules.skip_ticks(s, cores)
     for c in range(z.cores):
         core.add_activity(s.core, c, cores)
     s.core.now += cores

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vsim.npu.kernel import core, dispatch, dram, noc, skip
+from vsim.npu.kernel import core, dispatch, dram, noc, schedules, skip
 from vsim.npu.kernel.jit import part, whole
 from vsim.npu.types import STATUS_CYCLE_LIMIT
 
@@ -41,41 +41,41 @@ def prepare(w: Any, s: Any) -> None:
 def step(z: Any, p: Any, t: Any, w: Any, s: Any) -> None:
     """Up to one tick of each clock domain, in exact time order: core before DRAM before NoC within an instant."""
     s.iterations += 1
+    core_turn(z, p, t, w, s)
+    noc_turn(z, p, t, w, s)
+    dram_turn(z, p, w, s)
+    clocks_turn(z, p, t, s)
+
+
+@part
+def core_turn(z: Any, p: Any, t: Any, w: Any, s: Any) -> None:
+    schedules.lengthen_windows(s)
     if s.core_time <= s.dram_time and s.core_time <= s.noc_time:
-        core_stage(z, p, t, s)
+        schedules.core_stage(z, p, t, w, s)
     finish(p, t, s)
+
+
+@part
+def noc_turn(z: Any, p: Any, t: Any, w: Any, s: Any) -> None:
     if not s.done and s.noc_time < s.core_time and s.noc_time < s.dram_time:
         noc_stage(z, p, t, w, s)
     finish(p, t, s)
+
+
+@part
+def dram_turn(z: Any, p: Any, w: Any, s: Any) -> None:
     if not s.done and s.dram_time < s.core_time and s.dram_time <= s.noc_time:
         dram_stage(z, p, w, s)
+
+
+@part
+def clocks_turn(z: Any, p: Any, t: Any, s: Any) -> None:
     if skip.may_skip(p, s):
         skip.skip_idle(z, p, t, s)
     origin = min(s.core_time, s.noc_time, s.dram_time)
     s.core_time -= origin
     s.noc_time -= origin
     s.dram_time -= origin
-
-
-@part
-def core_stage(z: Any, p: Any, t: Any, s: Any) -> None:
-    changed, sent = dispatch.dispatch(z, p, t, s), False
-    loads = stores = 0
-    for c in range(z.cores):
-        core_changed, loaded, stored = core.tick(z, p, t, s, c)
-        changed |= core_changed
-        sent |= loaded >= 0 or stored >= 0
-        loads += max(loaded, 0)
-        stores += max(stored, 0)
-    if loads > 0:
-        s.schedule.load_requests[s.schedule.layer] += loads
-    if stores > 0:
-        s.schedule.store_requests[s.schedule.layer] += stores
-    s.core.now += 1
-    s.core_time += p.core_period_ps
-    s.core_quiet = not changed
-    if sent:
-        s.noc_quiet = False
 
 
 @part
@@ -145,7 +145,9 @@ def channel_tick(z: Any, p: Any, w: Any, s: Any, c: int, refresh: bool) -> tuple
     if refresh:
         d.refresh_due[c] += 1
         w.plan.wake[c] = 0
-    command, meta = dram.tick(p.dram, w.plan, d, c, may_start, may_return)
+    command, meta, counted = dram.tick(p.dram, w.plan, d, c, may_start, may_return)
+    if counted >= 0:
+        schedules.count_row(z, s, c, command, meta, counted)
     if read >= 0:
         noc.give_back(z, s, c, read)
     if command == dram.WR:
@@ -157,7 +159,7 @@ def channel_tick(z: Any, p: Any, w: Any, s: Any, c: int, refresh: bool) -> tuple
 @part
 def finish(p: Any, t: Any, s: Any) -> None:
     """A lane is done when every layer is and no core runs; DRAM and NoC alone keep nothing alive."""
-    done = s.schedule.layer >= t.layer_count
+    done = schedules.all_layers_done(t, s)
     if done:
         for c in range(s.core.finished.size):
             if s.core.finished[c] > 0 or core.running(s.core, c):

@@ -42,12 +42,12 @@ class ViewType(types.Type):
 
 
 class StructType(types.Type):
-    """A `Struct`. members: (name, type) each; what is a number of the lane has a number's type."""
+    """A `Struct`. title: what kind it is of; members: (name, type) each, a number of the lane has a number's type."""
 
     def __init__(self, title: str, members: tuple[tuple[str, types.Type], ...]) -> None:
         # The name is what Numba compares and mangles: short, and another one for other members.
         super().__init__(name=f"{title}_{crc32(repr(members).encode()):x}")
-        self.types = dict(members)
+        self.title, self.types = title, dict(members)
         self.words = {}
         word = 0
         for name, kind in members:
