@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from hwconfigs import load_hw
 from lowering import lower
 from tests.unit.test_model_counts import COUNTS, DIMS, source
@@ -11,8 +9,6 @@ from vsim.api import SimPoint, SimResult, simulate
 
 SERVER = load_hw("npu-server-128x128x4")
 NETWORKS = [name for name in COUNTS if not name.startswith("light_")]
-LANES = 16
-"""Few: the longest runs decide, and a step of few lanes is quick."""
 
 
 def check(point: SimPoint, result: SimResult) -> None:
@@ -30,12 +26,11 @@ def check(point: SimPoint, result: SimResult) -> None:
     assert result.cycles >= sum(info.macs for info in layers) / (core.rows * core.cols * hw.cores.count)
 
 
-@pytest.mark.slow
 def test_every_exported_network() -> None:
     """All twelve on the server preset, side by side."""
     assert len(NETWORKS) == 12
     programs = [lower(source(name), SERVER, dims=DIMS.get(name, {})) for name in NETWORKS]
     points = [SimPoint(SERVER, program, label=name) for name, program in zip(NETWORKS, programs, strict=True)]
-    for point, result in zip(points, simulate(points, lanes=LANES), strict=True):
+    for point, result in zip(points, simulate(points), strict=True):
         print(f"{point.label}: {result.cycles:,} cycles")
         check(point, result)

@@ -53,7 +53,6 @@ def test_work_of_every_network(network: str) -> None:
     assert moved == (golden["reads"] + golden["writes"]) * program.request_bytes
 
 
-@pytest.mark.slow
 def test_every_network() -> None:
     """All nine through the cycle-level model."""
     points = [point(network) for network in NETWORKS]

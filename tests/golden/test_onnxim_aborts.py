@@ -56,7 +56,6 @@ def test_the_fault_is_named(shared: Path, tmp_path: Path) -> None:
         assert default_point(case, tmp_path).program.warnings == ()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("point", [default_point, compat_point], ids=["default", "compat"])
 def test_every_case_runs(shared: Path, tmp_path: Path, point: Callable[[Case, Path], SimPoint]) -> None:
     check([point(case, tmp_path) for case in load_cases(shared, ABORTS).values()])

@@ -15,7 +15,6 @@ CASES = ("V_ports1_conv_n1_c128_h28_m128_k3_s1", "T_resnet18_64px", "T_resnet18_
 """A convolution, a network, a batch of four images, an encoder whose length is open."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_recorded_case(name: str, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = load_cases(shared)[name]

@@ -18,8 +18,8 @@ from tests.golden.onnxim_reference import CONFIGURATIONS, LANGUAGE_ROWS, ROWS, L
 from vsim.api import simulate
 from vsim.onnxim_language import simulate_language
 
-HOURS = ("E1_resnet18", "E4_resnet18")
-"""34 and 16 million cycles of small arrays: `make check-onnxim` has them, the tests have not."""
+LONG = ("E1_resnet18", "E4_resnet18")
+"""34 and 16 million cycles of small arrays, a minute: `make check-onnxim` has them, the tests have not."""
 GROUPS = {
     "products": (45, ["*_matmul_*", "*_gemm_*"]),
     "convolutions": (25, ["*_conv_*"]),
@@ -46,27 +46,25 @@ def test_what_differs_first_is_said() -> None:
 
 
 def test_every_recorded_run_has_a_group(shared: Path, tmp_path: Path) -> None:
-    """But the rows, which have their own tests, and what takes hours."""
-    names = set(catalogue(tmp_path)) - {str(row) for row in ROWS} - set(HOURS)
+    """But the rows, which have their own tests, and the longest."""
+    names = set(catalogue(tmp_path)) - {str(row) for row in ROWS} - set(LONG)
     patterns = [pattern for _, group in GROUPS.values() for pattern in group]
     assert {name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)} == set()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_recorded_runs(shared: Path, tmp_path: Path, group: str) -> None:
-    """Every run but those of `HOURS` and `onnxim_cases.MAPPED`."""
+    """Every run but those of `LONG` and `onnxim_cases.MAPPED`."""
     least, patterns = GROUPS[group]
     makers = {
         name: maker
         for name, maker in catalogue(tmp_path).items()
-        if name not in HOURS and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        if name not in LONG and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     }
     assert len(makers) >= least
     assert compare([make() for make in makers.values()]) == {}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", LANGUAGE_ROWS, ids=lambda row: row.name)
 def test_language_rows_from_their_requests(row: LanguageRow) -> None:
     """Which requests form an iteration is found out here, not taken from the recording."""

@@ -6,8 +6,6 @@ bandwidth a cycle. The cycle-level model cuts layers by its own mapper.
 
 from __future__ import annotations
 
-import pytest
-
 from hwconfigs.schema import HwConfig
 from hwconfigs.systolic_schema import load_systolic
 from lowering.chip import Chip
@@ -92,7 +90,6 @@ def test_small_layers_within_five_percent():
     assert max(map(abs, _differences(few))) < 0.05
 
 
-@pytest.mark.slow
 def test_every_layer_within_five_percent():
     differences = _differences(convolutions())
     assert len(differences) >= 20

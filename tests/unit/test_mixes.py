@@ -21,7 +21,7 @@ from hwconfigs import ConfigError
 from lowering.mix import Mix, Scheduler
 from tests.mixes import CORES, HW, MOST_TENANTS, LayerPlan, MixPlan, TenantPlan, build_mix, mix_plans
 from tests.reference.scalar_tenants import LAYER_STRIDE, run_mix
-from vsim import engine
+from vsim.api import run_group
 from vsim.mixes import MixPoint, simulate_mixes
 from vsim.npu.compile import params_of, program_needs, shape_of, stack_params, tables_of
 from vsim.npu.compile_mix import WINDOWS, mix_input, mix_needs, mix_shape_of, mix_tables_of, stack_inputs
@@ -162,8 +162,8 @@ def test_what_has_not_ended_is_null() -> None:
     assert [row["finish_cycle"] for row in result.tenants[2:]] == [None, None]
 
 
-@pytest.mark.slow
-def test_overflows_have_names() -> None:
+@pytest.mark.parametrize("lanes", [None, pytest.param(6, marks=pytest.mark.slow)], ids=["kernel", "step"])
+def test_overflows_have_names(lanes: int | None) -> None:
     """Long tiles on some cores, and many tiles without work of layers that do not wait for them."""
     layers = (LayerPlan(2, rows=40), LayerPlan(6, rows=8), LayerPlan(80, rows=0), LayerPlan(80, rows=0))
     batch = [MixPlan((TenantPlan(layers),), scheduler).build() for scheduler in Scheduler]
@@ -171,16 +171,16 @@ def test_overflows_have_names() -> None:
     shape = dataclasses.replace(mix_shape_of(HW, mix_needs(batch[0]), 1, compat=True), queue_parts=1, reports=1)
     params = params_of(HW, compat=True, max_cycles=MOST_CYCLES, idle_skip=True)
     statuses: dict[Scheduler, str] = {}
-    engine.run(
+    run_group(
         NpuMachine(shape),
         mix_tables_of(programs, shape),
         stack_params([params] * len(batch)),
         stack_inputs([mix_input(HW, mix, [index], shape) for index, mix in enumerate(batch)]),
         [1.0] * len(batch),
-        width=len(batch),
-        on_lane=lambda lane, state: statuses.update(
-            {batch[lane].scheduler: mix_result_of(HW, batch[lane], state).status}
-        ),
+        lanes,
+        None,
+        lambda lane, state: statuses.update({batch[lane].scheduler: mix_result_of(HW, batch[lane], state).status}),
+        lambda _: None,
     )
     assert statuses[Scheduler.SIMPLE] == "ok"
     assert statuses[Scheduler.TIME_MULTIPLEX] == "overflow_tile_reports"
@@ -198,7 +198,7 @@ def test_programs_that_are_no_tenants_are_refused() -> None:
         simulate_mixes([MixPoint(small, mix, compat=True)])
 
 
-def windows_of(batch: list[Mix], shift: int) -> list[list[tuple[int, list[int]]]]:
+def windows_of(batch: list[Mix], shift: int, lanes: int | None) -> list[list[tuple[int, list[int]]]]:
     """Of every mix and tenant, the length of its windows and its bytes in each, windows of 2**shift cycles at first."""
     which = [
         list(range(number, number + 4))[: len(mix.tenants)] for number, mix in zip(count(0, 4), batch, strict=False)
@@ -208,25 +208,28 @@ def windows_of(batch: list[Mix], shift: int) -> list[list[tuple[int, list[int]]]
     inputs = [mix_input(HW, mix, of_mix, shape) for mix, of_mix in zip(batch, which, strict=True)]
     params = params_of(HW, compat=True, max_cycles=MOST_CYCLES, idle_skip=True)
     results: dict[int, SimResult] = {}
-    engine.run(
+    run_group(
         NpuMachine(shape),
         mix_tables_of(programs, shape),
         stack_params([params] * len(batch)),
         stack_inputs([one.replace(window_shift=np.int32(shift)) for one in inputs]),
         [1.0] * len(batch),
-        width=len(batch),
-        on_lane=lambda lane, state: results.update({lane: mix_result_of(HW, batch[lane], state)}),
+        lanes,
+        None,
+        lambda lane, state: results.update({lane: mix_result_of(HW, batch[lane], state)}),
+        lambda _: None,
     )
     return [
         [(row["window_cycles"], row["window_bytes"]) for row in results[lane].tenants] for lane in range(len(batch))
     ]
 
 
-def test_windows_add_up_however_often_they_double() -> None:
+@pytest.mark.parametrize("lanes", [None, 4], ids=["kernel", "step"])
+def test_windows_add_up_however_often_they_double(lanes: int | None) -> None:
     """From windows of a cycle up, across 12,000 idle cycles that are skipped at once, and without any doubling."""
     batch, results = reference()
     batch, results = batch[-4:], results[-4:]
-    grown, coarse = windows_of(batch, 0), windows_of(batch, 9)
+    grown, coarse = windows_of(batch, 0, lanes), windows_of(batch, 9, lanes)
     for result, of_grown, of_coarse in zip(results, grown, coarse, strict=True):
         for row, (cycles, found), (wide, expected) in zip(result["tenants"], of_grown, of_coarse, strict=True):
             assert sum(found) == row["load_bytes"] + row["store_bytes"]

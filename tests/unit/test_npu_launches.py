@@ -40,9 +40,14 @@ POINTS = {
 }
 
 
+@pytest.fixture(scope="module", params=[None, len(POINTS)], ids=["kernel", "step"])
+def lanes(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def results():
-    return dict(zip(POINTS, simulate(list(POINTS.values())), strict=True))
+def results(lanes):
+    return dict(zip(POINTS, simulate(list(POINTS.values()), lanes=lanes), strict=True))
 
 
 def times(result) -> list[tuple[int, int]]:
@@ -69,9 +74,9 @@ def test_waiting_beyond_the_horizon_of_idle_skip_is_no_deadlock(results):
     assert result.iterations < 100_000
 
 
-def test_idle_skip_changes_nothing(results):
+def test_idle_skip_changes_nothing(results, lanes):
     # As many lanes as above: nothing compiles anew.
-    ticking, *_ = simulate([POINTS["late"]] * len(POINTS), idle_skip=False)
+    ticking, *_ = simulate([POINTS["late"]] * len(POINTS), idle_skip=False, lanes=lanes)
     assert ticking.to_json() == results["late"].to_json()
     assert ticking.iterations > results["late"].iterations
 

@@ -27,7 +27,7 @@ from tests import models
 from tests.conftest import REPO_ROOT
 from tests.golden.onnxim_reference import CONFIGURATIONS
 from vsim import devices, engine
-from vsim.api import Progress, SimPoint, simulate
+from vsim.api import Progress, SimPoint, run_group, simulate
 from vsim.npu import dispatch
 from vsim.npu.compile import params_of, program_needs, shape_of, stack_params, tables_of
 from vsim.npu.machine import NpuMachine
@@ -53,10 +53,13 @@ def timing_points() -> list[SimPoint]:
     return [SimPoint(HW.with_overrides(variant), matrix(*size), compat=True) for variant in variants for size in sizes]
 
 
+BOTH_PATHS = pytest.mark.parametrize("lanes", [None, 1], ids=["kernel", "step"])
+
+
 @cache
 def reference() -> list[dict]:
-    """The points side by side."""
-    return [result.to_json() for result in simulate(timing_points())]
+    """The points one by one, by the step."""
+    return [result.to_json() for result in simulate(timing_points(), lanes=1)]
 
 
 def test_points_differ_and_end_well() -> None:
@@ -65,11 +68,10 @@ def test_points_differ_and_end_well() -> None:
     assert len({result["cycles"] for result in reference()}) == len(reference())
 
 
-def test_lanes_apart() -> None:
-    """A lane does not notice its neighbours."""
-    for index in (0, 3):
-        [alone] = simulate([timing_points()[index]])
-        assert alone.to_json() == reference()[index]
+def test_the_kernel() -> None:
+    """It is what `simulate` takes on a CPU."""
+    assert NpuMachine(_shape(timing_points())).has_kernel()
+    assert [result.to_json() for result in simulate(timing_points())] == reference()
 
 
 def test_lanes_of_other_latencies() -> None:
@@ -79,12 +81,14 @@ def test_lanes_of_other_latencies() -> None:
     machines = engine.compile_machine.cache_info().misses
     together = simulate(points, lanes=len(points))
     assert engine.compile_machine.cache_info().misses == machines + 1
-    alone = [result for point in points for result in simulate([point])]
+    alone = simulate(points)
     assert [result.to_json() for result in together] == [result.to_json() for result in alone]
 
 
 def test_wide_batches() -> None:
-    """One lane to a device, few and many are compiled to different code (see `vsim.npu.fields`)."""
+    """A lane does not notice its neighbours. One lane to a device, few and many are compiled to different code (see
+    `vsim.npu.fields`).
+    """
     points = timing_points() * 8
     results = simulate(points, lanes=len(points))
     assert [result.to_json() for result in results] == reference() * 8
@@ -121,10 +125,11 @@ def test_few_points_run_one_to_a_core() -> None:
     assert "xla_cpu_small_call" in entry
 
 
-def test_permuted_lanes() -> None:
+@pytest.mark.parametrize("lanes", [None, 4], ids=["kernel", "step"])
+def test_permuted_lanes(lanes: int | None) -> None:
     """The order of the points is the order of the results."""
     order = np.random.default_rng(0).permutation(len(reference()))
-    permuted = simulate([timing_points()[index] for index in order])
+    permuted = simulate([timing_points()[index] for index in order], lanes=lanes)
     assert [result.to_json() for result in permuted] == [reference()[index] for index in order]
 
 
@@ -136,16 +141,18 @@ def test_refilled_lanes() -> None:
     assert sorted(seen) == list(range(len(results)))
 
 
+@BOTH_PATHS
 @pytest.mark.parametrize("chunk", [37, 1000])
-def test_chunks(chunk: int) -> None:
-    """Clocks are rebased after every chunk, here hundreds of times."""
-    results = simulate(timing_points(), chunk_iterations=chunk)
+def test_chunks(chunk: int, lanes: int | None) -> None:
+    """The step's clocks are rebased after every chunk, here hundreds of times."""
+    results = simulate(timing_points(), chunk_iterations=chunk, lanes=lanes)
     assert [result.to_json() for result in results] == reference()
 
 
-def test_idle_skip() -> None:
+@BOTH_PATHS
+def test_idle_skip(lanes: int | None) -> None:
     """Skipping saves iterations and changes nothing else."""
-    ticking = simulate(timing_points(), idle_skip=False)
+    ticking = simulate(timing_points(), idle_skip=False, lanes=lanes)
     assert [result.to_json() for result in ticking] == reference()
 
 
@@ -161,7 +168,7 @@ def test_a_sweep_over_traced_values_compiles_once() -> None:
     machine = NpuMachine(_shape(timing_points()))
     compiled = engine.compile_machine(machine, min(len(jax.local_devices()), len(more)))
     traces = compiled.advance._cache_size()
-    simulate(more)
+    simulate(more, lanes=1)
     assert engine.compile_machine.cache_info().misses == max(machines, before)
     assert compiled.advance._cache_size() == traces
 
@@ -195,11 +202,12 @@ def _shape(points: list[SimPoint]) -> NpuShape:
     return shape_of(HW, type(needs[0])(*most), compat=True)
 
 
-def test_cycle_limit_ends_only_its_lane() -> None:
+@BOTH_PATHS
+def test_cycle_limit_ends_only_its_lane(lanes: int | None) -> None:
     """A limit is a named status, and the figures are those up to it."""
     points = timing_points()
     points[2] = dataclasses.replace(points[2], max_cycles=1500)
-    results = [result.to_json() for result in simulate(points)]
+    results = [result.to_json() for result in simulate(points, lanes=lanes)]
     assert results[2]["status"] == "cycle_limit"
     assert 1500 <= results[2]["cycles"] < 1500 + 20
     assert results[2]["layers"][0]["finish_cycle"] is None
@@ -228,49 +236,56 @@ def hand_made(*rows: dict[Col, int]) -> Program:
 LOAD = {Col.OP: Op.LOAD, Col.REQUESTS: 1, Col.REQUESTS_LAST: 1, Col.PATTERN_START: -1}
 
 
-def test_deadlock_is_named() -> None:
+@pytest.mark.parametrize("lanes", [None, 2], ids=["kernel", "step"])
+def test_deadlock_is_named(lanes: int | None) -> None:
     """An operation that waits for an entry which nothing loads; a sound lane beside it ends well."""
     waits = {Col.OP: Op.VECTOR, Col.SRC_A: 1, Col.SRC_B: -1, Col.SIZE1: 1, Col.SIZE2: 1}
     points = [SimPoint(HW, hand_made(LOAD, waits), compat=True), timing_points()[1]]
-    stuck, sound = simulate(points)
+    stuck, sound = simulate(points, lanes=lanes)
     assert stuck.status == "deadlock"
     assert sound.to_json() == reference()[1]
 
 
-def test_memory_that_is_stuck_is_a_deadlock() -> None:
+@BOTH_PATHS
+def test_memory_that_is_stuck_is_a_deadlock(lanes: int | None) -> None:
     """Controllers without room for a single read under way: refreshes go on for ever, yet nothing will move."""
     point = timing_points()[1]
     shape = shape_of(HW, program_needs(point.program), compat=False)
     shape = dataclasses.replace(shape, dram=dataclasses.replace(shape.dram, pending=1))
-    assert _run_on(shape, point, compat=False).status == "deadlock"
+    assert _run_on(shape, point, lanes, compat=False).status == "deadlock"
 
 
-def _run_on(shape: NpuShape, point: SimPoint, *, compat: bool) -> SimResult:
+def _run_on(shape: NpuShape, point: SimPoint, lanes: int | None, *, compat: bool) -> SimResult:
     """One point on a shape of our choice."""
     ended = []
-    engine.run(
+    run_group(
         NpuMachine(shape),
         tables_of([point.program], shape),
         stack_params([params_of(point.hw, compat=compat, max_cycles=None, idle_skip=True)]),
         jnp.zeros(1, jnp.int32),
         [1.0],
-        width=1,
-        on_lane=lambda _, state: ended.append(result_of(point.hw, point.program, state)),
+        lanes,
+        None,
+        lambda _, state: ended.append(result_of(point.hw, point.program, state)),
+        lambda _: None,
     )
     return ended[0]
 
 
-def test_entry_conflict_is_named() -> None:
+@pytest.mark.parametrize("lanes", [None, 2], ids=["kernel", "step"])
+def test_entry_conflict_is_named(lanes: int | None) -> None:
     """Two loads into one entry."""
-    [result] = simulate([SimPoint(HW, hand_made(LOAD, LOAD), compat=True), timing_points()[1]])[:1]
+    points = [SimPoint(HW, hand_made(LOAD, LOAD), compat=True), timing_points()[1]]
+    [result] = simulate(points, lanes=lanes)[:1]
     assert result.status == "program_entry_conflict"
 
 
-def test_overflow_is_named() -> None:
+@BOTH_PATHS
+def test_overflow_is_named(lanes: int | None) -> None:
     """ONNXim's queues are unbounded; where the arrays are not large enough the lane says so."""
     point = timing_points()[0]
     shape = dataclasses.replace(_shape([point]), inflight=64, descriptors=16)
-    assert _run_on(shape, point, compat=True).status == "overflow_noc_requests"
+    assert _run_on(shape, point, lanes, compat=True).status == "overflow_noc_requests"
 
 
 def test_cycles_beyond_two_to_the_thirty() -> None:

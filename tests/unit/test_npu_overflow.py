@@ -1,4 +1,7 @@
-"""Structures that ONNXim leaves unbounded: where an array is too small, the lane ends with a status, never wrongly."""
+"""Structures that ONNXim leaves unbounded: where an array is too small, the lane ends with a status, never wrongly.
+
+By the kernel, and (slow) side by side by the step.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,7 @@ from hwconfigs import HwConfig
 from lowering.onnxim import lower_onnxim
 from tests import models
 from tests.golden.onnxim_reference import CONFIGURATIONS
-from vsim import engine
-from vsim.api import SimPoint, SimResult, simulate
+from vsim.api import SimPoint, SimResult, run_group, simulate
 from vsim.npu.compile import params_of, program_needs, shape_of, stack_params, tables_of
 from vsim.npu.machine import NpuMachine
 from vsim.npu.results import result_of
@@ -25,8 +27,8 @@ PROGRAMS = [lower_onnxim(models.mm(*size), HW) for size in [(64, 64, 64), (8, 8,
 """The first is too large for every shrunken structure, the second fits some."""
 
 
-def run_on_shrunken(hw: HwConfig, changes: dict[str, Any]) -> list[SimResult]:
-    """Both programs side by side on the shape they need, some of its sizes replaced (`pending` is the DRAM's)."""
+def run_on_shrunken(hw: HwConfig, changes: dict[str, Any], lanes: int | None) -> list[SimResult]:
+    """Both programs on the shape they need, some of its sizes replaced (`pending` is the DRAM's)."""
     needs = [program_needs(program) for program in PROGRAMS]
     most = [max(getattr(need, field.name) for need in needs) for field in dataclasses.fields(needs[0])]
     shape = shape_of(hw, type(needs[0])(*most), compat=True)
@@ -39,19 +41,21 @@ def run_on_shrunken(hw: HwConfig, changes: dict[str, Any]) -> list[SimResult]:
     def keep(index: int, state: Any) -> None:
         results[index] = result_of(hw, PROGRAMS[index], state)
 
-    engine.run(
+    run_group(
         NpuMachine(shape),
         tables_of(PROGRAMS, shape),
         stack_params([params] * len(PROGRAMS)),
         jnp.arange(len(PROGRAMS), dtype=jnp.int32),
         [1.0] * len(PROGRAMS),
-        width=len(PROGRAMS),
-        on_lane=keep,
+        lanes,
+        None,
+        keep,
+        lambda _: None,
     )
     return [results[index] for index in range(len(PROGRAMS))]
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("lanes", [None, pytest.param(len(PROGRAMS), marks=pytest.mark.slow)], ids=["kernel", "step"])
 @pytest.mark.parametrize(
     ("hw", "changes", "status", "small_fits"),
     [
@@ -64,9 +68,9 @@ def run_on_shrunken(hw: HwConfig, changes: dict[str, Any]) -> list[SimResult]:
     ids=["requests", "descriptors", "returns", "responses", "pending"],
 )
 def test_overflow_is_named_and_stays_in_its_lane(
-    hw: HwConfig, changes: dict[str, int], status: str, small_fits: bool
+    hw: HwConfig, changes: dict[str, int], status: str, small_fits: bool, lanes: int | None
 ) -> None:
-    large, small = run_on_shrunken(hw, changes)
+    large, small = run_on_shrunken(hw, changes, lanes)
     assert status in large.status.split("+")
     if small_fits:
         [undisturbed] = simulate([SimPoint(hw, PROGRAMS[1], compat=True)])

@@ -1,4 +1,4 @@
-"""The batched JAX model equals the scalar model of the chip on random matrix products and random hardware."""
+"""The batched step and the kernel equal the scalar model of the chip on random matrix products and random hardware."""
 
 from __future__ import annotations
 
@@ -54,12 +54,14 @@ Workload = tuple[tuple[int, int, int], dict[str, Any]]
 
 
 def check(configuration: str, workloads: list[Workload]) -> None:
-    """Matrix products of these sizes on these variants of the chip, side by side and in the scalar model."""
+    """Matrix products of these sizes on these variants of the chip, by step, kernel and scalar model."""
     base = CONFIGURATIONS[configuration]
     hardware: list[HwConfig] = [base, *(base.with_overrides(overrides) for _, overrides in workloads)]
     programs = [lower_onnxim(models.mm(*size), base) for size in [LARGEST, *(size for size, _ in workloads)]]
     points = [SimPoint(hw, program, compat=True) for hw, program in zip(hardware, programs, strict=True)]
-    for point, ours in zip(points, simulate(points), strict=True):
+    results = simulate(points, lanes=len(points))
+    assert [result.to_json() for result in simulate(points)] == [result.to_json() for result in results]
+    for point, ours in zip(points, results, strict=True):
         assert figures(ours) == figures(scalar_npu.run(point.program, point.hw)), point.program.name
 
 
