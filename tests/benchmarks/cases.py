@@ -22,6 +22,7 @@ from tests.golden.onnxim_reference import CONFIGURATIONS
 from vsim.api import SimPoint
 from vsim.mixes import MixPoint
 
+TIMINGS = 64
 SERVER, MOBILE = "npu-server-128x128x4", "npu-mobile-8x8"
 LLAMA_LAYER = ((4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096))
 """Weights that the decode of one token reads in a layer of Llama-3-8B: queries, keys and values; output; gate and up;
@@ -56,13 +57,15 @@ def _program(model: str, preset: str) -> Program:
 
 
 def _chips(hw: HwConfig) -> list[HwConfig]:
-    base = hw.dram.table().timing["nRP"]
-    return [hw.with_overrides({"dram.timing.nRP": base + lane}) for lane in range(16)]
+    """All with other timings."""
+    timing = hw.dram.table().timing
+    changes = [{"nRP": timing["nRP"] + index % 16, "nCL": timing["nCL"] + index // 16} for index in range(TIMINGS)]
+    return [hw.with_overrides({f"dram.timing.{key}": value for key, value in own.items()}) for own in changes]
 
 
 def _varied(hw: HwConfig, programs: Sequence[Program], count: int, **options: Any) -> list[SimPoint]:
     chips = _chips(hw)
-    return [SimPoint(chips[lane % 16], programs[lane % len(programs)], **options) for lane in range(count)]
+    return [SimPoint(chips[lane % TIMINGS], programs[lane % len(programs)], **options) for lane in range(count)]
 
 
 def _default(*names: str, preset: str) -> Callable[[int], list[SimPoint]]:
@@ -81,7 +84,7 @@ def _tenants(*names: str, scheduler: Scheduler) -> Callable[[int], list[MixPoint
     def points(count: int) -> list[MixPoint]:
         workloads = [Workload(name, _program(name, SERVER), (0,)) for name in names]
         chips, mix = _chips(hw), place_workloads("tenants", workloads, hw, scheduler)
-        return [MixPoint(chips[lane % 16], mix) for lane in range(count)]
+        return [MixPoint(chips[lane % TIMINGS], mix) for lane in range(count)]
 
     return points
 
