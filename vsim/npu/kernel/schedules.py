@@ -66,10 +66,10 @@ def _tick_of_tenants(z: Any, p: Any, t: Any, w: Any, s: Any, c: int) -> tuple[bo
     changed, loaded, stored = core.tick(z, p, t, s, c, may, tags)
     if loaded >= 0:
         h.load_requests[load_layer] += loaded
-        _count_sent(w, h, k, loads, loaded)
+        _count_sent(z, w, h, k, loads, loaded)
     if stored >= 0:
         h.store_requests[store_layer] += stored
-        _count_sent(w, h, k, stores, stored)
+        _count_sent(z, w, h, k, stores, stored)
     if first and not k.resident[c, 0]:
         tenants.await_report(s, c, waiting, h.slot_layer[c, 0])
     if second and not k.resident[c, 1]:
@@ -87,9 +87,10 @@ def _sender(h: Any, k: Any, c: int, valid: bool, word: int) -> tuple[int, int]:
 
 
 @rare
-def _count_sent(w: Any, h: Any, k: Any, tenant: int, requests: int) -> None:
+def _count_sent(z: Any, w: Any, h: Any, k: Any, tenant: int, requests: int) -> None:
     accounts.count_by_time(h, k, tenant, requests)
-    w.asks.requests[h.mix.bucket[tenant]] += requests
+    if z.shares:
+        w.asks.requests[h.mix.bucket[tenant]] += requests
 
 
 @part
