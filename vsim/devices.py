@@ -8,6 +8,9 @@ from typing import Any
 
 import jax
 
+KEPT_SECONDS = 0.02
+"""A program that takes so long to compile is kept: to read it back takes some 5 ms."""
+
 
 def prepare() -> None:
     """Configure JAX before its first use; settings that the user made, or that come too late, stand.
@@ -24,6 +27,8 @@ def prepare() -> None:
     if setting("jax_compilation_cache_dir") is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "vsim"))
+        # By JAX's own choice programs that compile in less than a second are not kept: a lane's beginning and end.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)
 
 
 def kept_programs(name: str) -> Path | None:
