@@ -125,8 +125,13 @@ def _partitions(workloads: Sequence[Workload], hw: HwConfig, scheduler: Schedule
     """Of each core, the workload that it belongs to."""
     partitions = [NO_PARTITION] * hw.cores.count
     for index, workload in enumerate(workloads):
-        if bool(workload.cores) != (scheduler is Scheduler.PARTITION_CPU):
-            raise UserError(f"tenant {workload.name}: cores are given with scheduler partition_cpu, and only with it")
+        if workload.cores and scheduler is not Scheduler.PARTITION_CPU:
+            raise UserError(f"tenant {workload.name}: cores are given with scheduler partition_cpu only")
+        if not workload.cores and scheduler is Scheduler.PARTITION_CPU:
+            raise UserError(
+                f"tenant {workload.name}: with scheduler partition_cpu every tenant has cores, or the mix "
+                "core_split: even"
+            )
         for core in workload.cores:
             if not 0 <= core < hw.cores.count:
                 raise UserError(f"tenant {workload.name}: core {core} of {hw.cores.count} (0 is the first)")

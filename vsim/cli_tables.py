@@ -15,18 +15,17 @@ _PLAIN_WIDTH = 200
 
 
 def stdout() -> Console:
-    """Return a console on standard output; in a pipe or file its lines are not folded."""
-    return _console(stderr=False)
+    """Return a console on standard output. On a narrower terminal lines run over its edge: a number folded within the
+    cell of a table could not be read.
+    """
+    width = Console().width
+    return Console(highlight=False, markup=False, width=max(width, _PLAIN_WIDTH))
 
 
 def stderr() -> Console:
     """Return a console on standard error; in a pipe or file its lines are not folded."""
-    return _console(stderr=True)
-
-
-def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False, markup=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, markup=False, width=_PLAIN_WIDTH)
+    console = Console(stderr=True, highlight=False, markup=False)
+    return console if console.is_terminal else Console(stderr=True, highlight=False, markup=False, width=_PLAIN_WIDTH)
 
 
 def print_run(result: Mapping[str, Any]) -> None:
@@ -34,7 +33,10 @@ def print_run(result: Mapping[str, Any]) -> None:
     console = stdout()
     columns = (*_LAYER_COLUMNS, "dynamic_pj") if "energy" in result else _LAYER_COLUMNS
     console.print(_table("Layers", [_layer_row(layer) for layer in result["layers"]], columns))
-    console.print("bound: the resource that alone would need most of the layer's cycles, and the share that it needs")
+    console.print(
+        "bound: the resource that alone would need most of the layer's cycles, and the share that it needs; more than "
+        "100 %: a layer ends with its tiles, and its last stores drain while the next one runs"
+    )
     if "training" in result:
         console.print(_table("Training", [{"role": _words(role), **row} for role, row in result["training"].items()]))
     _print_chip(console, result)
@@ -183,7 +185,7 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
         is_number = any(isinstance(row.get(name), int | float) for row in rows)
-        table.add_column(_words(name), justify="right" if is_number else "left", overflow="fold")
+        table.add_column(_words(name), justify="right" if is_number else "left", overflow="fold", no_wrap=is_number)
     for row in rows:
         table.add_row(*(_number(row.get(name, "")) for name in names))
     return table

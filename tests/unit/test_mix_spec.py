@@ -193,14 +193,18 @@ def test_mix_files(folder: Path, program: Program):
     [
         ("time_multiplex", "fair", r"mix.yaml:4: scheduler = 'fair'"),
         ("time_multiplex", "spatial_split", "scheduler 'spatial_split' needs --compat onnxim"),
-        ("time_multiplex", "partition_cpu", "tenant a: cores are given with scheduler partition_cpu"),
+        ("time_multiplex", "partition_cpu", "tenant a: with scheduler partition_cpu every tenant has cores"),
         ("requests: 3", "count: 3", "unknown key 'tenants.0.arrival.count'"),
         (", requests: 3", "", "requests goes with interval_us"),
         (", seed: 4", "", "seed goes with poisson_us"),
         ("whole.onnx}", "gone.onnx}", "gone.onnx: no such file"),
         ("requests: 3", "requests: 64", "67 requests; at most 64"),
         ("npu-mobile-8x8x4", "npu-mobil", "npu-mobil"),
-        ("{name: c, model: whole.onnx}", "{name: c, model: whole.onnx, cores: [1]}", "tenant c: cores are given with"),
+        (
+            "{name: c, model: whole.onnx}",
+            "{name: c, model: whole.onnx, cores: [1]}",
+            "tenant c: cores are given with scheduler partition_cpu only",
+        ),
     ],
 )
 def test_bad_mix_files_are_named(folder: Path, program: Program, old: str, new: str, message: str):
