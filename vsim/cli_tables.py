@@ -18,8 +18,7 @@ def stdout() -> Console:
     """Return a console on standard output. On a narrower terminal lines run over its edge: a number folded within the
     cell of a table could not be read.
     """
-    width = Console().width
-    return Console(highlight=False, markup=False, width=max(width, _PLAIN_WIDTH))
+    return Console(highlight=False, markup=False, width=max(Console().width, _PLAIN_WIDTH))
 
 
 def stderr() -> Console:

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-KEPT_SECONDS = 0.02
-"""A program that takes so long to compile is kept: to read it back takes some 5 ms."""
+KEPT_SECONDS, KEPT_SECONDS_OF_JAX = 0.02, 1.0
+"""Programs that take so long to compile are kept. By JAX's own choice a lane's beginning and end are not."""
 
 
 def prepare() -> None:
@@ -27,8 +27,8 @@ def prepare() -> None:
     if setting("jax_compilation_cache_dir") is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "vsim"))
-        # By JAX's own choice programs that compile in less than a second are not kept: a lane's beginning and end.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)
+        if setting("jax_persistent_cache_min_compile_time_secs") == KEPT_SECONDS_OF_JAX:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)
 
 
 def kept_programs(name: str) -> Path | None:

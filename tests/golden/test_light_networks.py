@@ -9,8 +9,6 @@ import pytest
 from tests.golden.light_networks import GOLDENS, NETWORKS, point, summary
 from vsim.api import SimPoint, SimResult, simulate
 
-QUICK = ("shufflenet", "squeezenet")
-
 
 def check(network: str, sim_point: SimPoint, result: SimResult) -> None:
     """Golden equality and the laws that any result obeys."""
@@ -28,19 +26,6 @@ def check(network: str, sim_point: SimPoint, result: SimResult) -> None:
         assert duration >= info.systolic_cycles / hw.cores.count, info.name
     moved = sum(info.load_bytes + info.store_bytes for info in program.layers)
     assert result.cycles >= moved / bytes_per_cycle
-
-
-@pytest.fixture(scope="module")
-def quick_results() -> dict[str, tuple[SimPoint, SimResult]]:
-    """The shortest networks, simulated side by side."""
-    points = [point(network) for network in QUICK]
-    return dict(zip(QUICK, zip(points, simulate(points), strict=True), strict=True))
-
-
-@pytest.mark.parametrize("network", QUICK)
-def test_quick_networks(quick_results: dict[str, tuple[SimPoint, SimResult]], network: str) -> None:
-    """Golden results, exact traffic and bounds of the two shortest."""
-    check(network, *quick_results[network])
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -14,6 +14,7 @@ from hwconfigs.load import load_hw, preset_names
 from hwconfigs.schema import HwConfig
 from tests.sweep_results import SPEC, store_results, write_spec
 from vsim.cli import main
+from vsim.cli_tables import print_rows
 
 PRESET = "npu-mobile-8x8"
 
@@ -115,6 +116,7 @@ def test_light_commands_load_no_heavy_library(arguments: list[str]):
     script = f"""
 import sys
 from vsim.cli import main
+from vsim.cli_tables import print_rows
 main({arguments})
 print([name for name in ("jax", "pandas", "matplotlib", "pyarrow") if name in sys.modules], file=sys.stderr)
 """
@@ -134,3 +136,12 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert all(command in text for command in ("run", "sweep", "figures", "hw", "dram"))
+
+
+def test_names_and_numbers_stay_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Lines run over the edge instead: what is folded within a cell cannot be read or copied."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    print_rows("Rows", [{"name": "npu-server-128x128x4", "load_bytes": 1_234_567_890, "macs": 1_234_567_890_123}])
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("npu-server-128x128x4", "1,234,567,890 ", "1,234,567,890,123"))

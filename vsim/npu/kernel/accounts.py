@@ -6,11 +6,10 @@ from typing import Any
 
 from vsim.npu.dispatch import RADIX_BITS
 from vsim.npu.dram import ACT, PRE
+from vsim.npu.kernel.core import FLAT_MASK
 from vsim.npu.kernel.dispatch import absolute
 from vsim.npu.kernel.jit import part, rare
 from vsim.npu.words import FLAT_BITS
-
-FLAT_MASK = (1 << FLAT_BITS) - 1
 
 
 @part

@@ -20,6 +20,14 @@ def absolute(k: Any) -> tuple[int, int]:
     return k.base_high + (low >> RADIX_BITS), low & RADIX_MASK
 
 
+@part
+def write_time(times: Any, layer: int, k: Any) -> None:
+    """Note the present as the start or finish of a layer."""
+    high, low = absolute(k)
+    times[layer, 0] = high
+    times[layer, 1] = low
+
+
 @rare
 def cycles_until(k: Any, cycle: int) -> int:
     """Core cycles until the one of this number, at most FAR; <= 0 when it has come."""
@@ -99,13 +107,10 @@ def dispatch(z: Any, p: Any, t: Any, s: Any) -> bool:
 
 @rare
 def record(h: Any, k: Any, layer: int, following: int, layer_done: bool, begins: bool) -> None:
-    high, low = absolute(k)
     if layer_done:
-        h.finish[layer, 0] = high
-        h.finish[layer, 1] = low
+        write_time(h.finish, layer, k)
     if begins:
-        h.start[following, 0] = high
-        h.start[following, 1] = low
+        write_time(h.start, following, k)
 
 
 @rare

@@ -9,7 +9,7 @@ from typing import Any
 
 from lowering.mix import Scheduler
 from vsim.npu.fields import FAR
-from vsim.npu.kernel.dispatch import absolute, cycles_until, place_tile
+from vsim.npu.kernel.dispatch import cycles_until, place_tile, write_time
 from vsim.npu.kernel.jit import part, rare
 from vsim.npu.types import STATUS_REPORTS, STATUS_TILE_QUEUE
 
@@ -58,13 +58,6 @@ def arrives(h: Any, k: Any) -> bool:
 @part
 def next_arrival(h: Any, k: Any) -> int:
     return k.now + min(cycles_to_arrival(h, k), FAR - k.now)
-
-
-@part
-def write_time(times: Any, layer: int, k: Any) -> None:
-    high, low = absolute(k)
-    times[layer, 0] = high
-    times[layer, 1] = low
 
 
 # --------------------------------------------------------------------------------------------------------------
